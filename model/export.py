@@ -1,0 +1,103 @@
+"""Export a checkpoint as a verified artifact: ``python -m model.export CHECKPOINT OUT.pt``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.checkpoint import Checkpoint, load_checkpoint
+from model.cli import run_command
+from model.data import DataError
+from model.evaluate import as_inputs, likelihood, log_prob, round_trip_error
+from model.fold import fold, statistics_names
+from model.glow import Glow
+from model.recipe import Splits, load_splits
+from service import artifact
+from service.artifact import ROUND_TRIP_TOLERANCE, ArtifactError, Calibration, Golden, LatentPart, Manifest
+
+GOLDEN_ROWS = 4
+CHECKED_ROWS = 64
+
+
+def export(checkpoint: Checkpoint, splits: Splits, out: Path) -> Manifest:
+    """Fold, script, verify against the eager flow, calibrate on held-out rows, and write the artifact.
+
+    Raises ArtifactError where the exported module does not answer as the flow did; then no file is left.
+    """
+    if splits.fit.digest != checkpoint.data_digest:
+        raise DataError(f"{checkpoint.recipe.data.train}: not the data that the checkpoint was trained on")
+    flow = checkpoint.averaged_flow()
+    records = artifact.script(fold(flow))
+    module = artifact.load_records(records)
+    held_out = as_inputs(splits.calibration)
+    verify(module, flow, held_out[:CHECKED_ROWS], checkpoint)
+    recipe = checkpoint.recipe
+    kind = splits.fit.kind
+    offsets = np.cumsum([0, *flow.latent_sizes])
+    manifest = Manifest(
+        name=recipe.name,
+        version=artifact.version_of(records),
+        description=recipe.artifact.description,
+        kind=kind,
+        shape=checkpoint.shape,
+        columns=checkpoint.columns,
+        value_range=(0.0, 2.0**recipe.model.bits - 1) if kind == "image" else None,
+        latent_layout=[LatentPart(offset=int(offset), shape=tuple(shape)) for offset, shape in zip(offsets, flow.latent_shapes, strict=False)],
+        statistics=statistics_names(flow),
+        temperature=recipe.artifact.temperature,
+        recipe=recipe.model_dump(mode="json"),
+        data_digest=checkpoint.data_digest,
+        test=None if splits.test is None else likelihood(module, splits.test, checkpoint.columns),
+        calibration=Calibration(alpha=recipe.artifact.alpha, values=sorted((-log_prob(module, held_out)).tolist())),
+        golden=golden_case(module, held_out[:GOLDEN_ROWS]),
+        torch_version=torch.__version__,
+        licence=recipe.artifact.licence,
+    )
+    artifact.save_artifact(out, records, manifest)
+    return manifest
+
+
+def verify(module: torch.jit.ScriptModule, flow: Glow, x: Tensor, checkpoint: Checkpoint) -> None:
+    """Compare the exported module with the eager flow on rows x. Raises ArtifactError."""
+    with torch.inference_mode():
+        expected_z, log_det = flow(x)
+        expected = flow.log_prob(x)
+        z, values = module.encode(x)
+        decoded = module.decode(torch.randn(CHECKED_ROWS, z.shape[1], generator=torch.Generator().manual_seed(0)))
+    if not artifact.within_tolerance(values.numpy(), expected.numpy()):
+        raise ArtifactError(f"exported log_prob differs from the flow's by {(values - expected).abs().max():.3g} nats")
+    if (z - expected_z).abs().max() > ROUND_TRIP_TOLERANCE:
+        raise ArtifactError(f"exported latents differ from the flow's by {(z - expected_z).abs().max():.3g}")
+    error = round_trip_error(module, x, checkpoint.columns)
+    if not error <= ROUND_TRIP_TOLERANCE:
+        raise ArtifactError(f"decode(encode(x)) differs from x by {error:.3g}, more than {ROUND_TRIP_TOLERANCE}")
+    if not torch.isfinite(decoded).all():
+        raise ArtifactError("decoding prior draws gives values that are not finite")
+
+
+def golden_case(module: torch.jit.ScriptModule, x: Tensor) -> Golden:
+    """Record the answers of this machine to a few held-out rows."""
+    with torch.inference_mode():
+        latents, values = module.encode(x)
+    return Golden(inputs=x.flatten(1).tolist(), log_prob=values.tolist(), latents=latents.tolist())
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m model.export", description="Export a checkpoint as a verified artifact.")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data-dir", type=Path, default=Path(), help="folder that the recipe's file names are relative to")
+    args = parser.parse_args(argv)
+    checkpoint = load_checkpoint(args.checkpoint)
+    manifest = export(checkpoint, load_splits(checkpoint.recipe.data, args.data_dir), args.out)
+    test = manifest.test
+    figure = "no test set" if test is None else f"test {test.bits_per_dim:.4f} bits/dim" if test.nats is None else f"test {test.nats:.4f} nats"
+    print(f"{args.out}: {manifest.name}@{manifest.version}, {args.out.stat().st_size / 1e6:.2f} MB, {figure}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,250 @@
+"""Folding: a trained flow becomes an equal one in which nothing is computed that the input does not decide."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.bijections import AffineCoupling, Chain, ChannelAffine, Squeeze
+from model.glow import Glow
+
+
+class FoldedStep(nn.Module):
+    """One 1x1 convolution (any run of ActNorm, InvertibleConv1x1 and Permutation) and the coupling behind it.
+
+    The convolution's weight, bias and inverse are computed in float64 and then rounded; its log-determinant is in the
+    flow's constant, so only the coupling's is returned.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    inverse_weight: Tensor
+    inverse_bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor, coupling: AffineCoupling) -> None:
+        super().__init__()
+        # Invert the weight as rounded, not as learned: it is the rounded one that has to be undone.
+        rounded_weight, rounded_bias = weight.float().double(), bias.float().double()
+        inverse = torch.linalg.inv(rounded_weight)
+        self.register_buffer("weight", rounded_weight.float()[:, :, None, None])
+        self.register_buffer("bias", rounded_bias.float())
+        self.register_buffer("inverse_weight", inverse.float()[:, :, None, None])
+        self.register_buffer("inverse_bias", -(inverse @ rounded_bias).float())
+        self.coupling = coupling
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z (B, C, H, W) and the coupling's log_det of each pixel (B, H, W)."""
+        z, log_scale = self.coupling.transform(F.conv2d(x, self.weight, self.bias))
+        return z, log_scale.sum(1, dtype=torch.float64)
+
+    @torch.jit.export
+    def inverse(self, z: Tensor) -> Tensor:
+        return F.conv2d(self.coupling.inverse(z)[0], self.inverse_weight, self.inverse_bias)
+
+
+class FoldedLevel(nn.Module):
+    """The steps of one level behind its squeeze, if it has one."""
+
+    def __init__(self, steps: list[FoldedStep], squeeze: bool) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(steps)
+        self.squeeze = squeeze
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z and log_det of each of its pixels."""
+        if self.squeeze:
+            x = F.pixel_unshuffle(x, 2)
+        total = torch.zeros(x.shape[0], x.shape[2], x.shape[3], dtype=torch.float64, device=x.device)
+        for step in self.steps:
+            x, log_det = step(x)
+            total = total + log_det
+        return x, total
+
+    @torch.jit.export
+    def inverse(self, z: Tensor) -> Tensor:
+        for step in self.steps[::-1]:
+            z = step.inverse(z)
+        return F.pixel_shuffle(z, 2) if self.squeeze else z
+
+
+class FoldedFlow(nn.Module):
+    """The module inside an artifact. A finite input never gets a non-finite answer.
+
+    Where an intermediate value overflows, log_prob is the lowest finite float64 and codes or outputs are clipped to
+    finite values: an input that far from the data is an anomaly, not an error. x: (B, *shape) in the user's units,
+    float32 for images, float64 for vectors; z: (B, D) float32; log_prob: (B,) nats, float64.
+    """
+
+    constant: Tensor
+
+    def __init__(self, flow: Glow) -> None:
+        super().__init__()
+        flow = copy.deepcopy(flow).float()
+        self.shape = flow.shape
+        self.latent_shapes = flow.latent_shapes
+        self.latent_sizes = flow.latent_sizes
+        self.inputs = flow.inputs
+        levels, constant = [], torch.zeros((), dtype=torch.float64)
+        for chain, latent_shape in zip([*flow.levels, flow.top], flow.latent_shapes, strict=True):
+            level, log_det_per_pixel = _fold_chain(chain)
+            levels.append(level)
+            constant += latent_shape[1] * latent_shape[2] * log_det_per_pixel
+        self.levels = nn.ModuleList(levels[:-1])
+        self.top = levels[-1]
+        self.splits = flow.splits
+        self.register_buffer("constant", constant)
+        fold_convolutions(self)
+        self.eval().requires_grad_(False)
+
+    def analyse(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return z and the pixel-wise (B, h, w) terms of log_det but the constant: of the inputs, then of each level."""
+        if len(self.shape) == 1:
+            x = x[:, :, None, None]
+        x, log_slopes = self.inputs.transform(x)
+        x = x.float()
+        log_dets = [log_slopes.sum(1, dtype=torch.float64)]
+        parts: list[Tensor] = []
+        for level, split in zip(self.levels, self.splits):
+            x, log_det = level(x)
+            x, eps, log_sigma = split.transform(x)
+            parts.append(eps.flatten(1))
+            log_dets.append(log_det - log_sigma.sum(1, dtype=torch.float64))
+        x, log_det = self.top(x)
+        parts.append(x.flatten(1))
+        log_dets.append(log_det)
+        return torch.cat(parts, 1), log_dets
+
+    def total(self, z: Tensor, log_dets: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return log N(z) and log_det, each (B,)."""
+        log_det = self.constant.expand(z.shape[0])
+        for term in log_dets:
+            log_det = log_det + term.sum([1, 2])
+        return log_normal(z).sum(1), log_det
+
+    @torch.jit.export
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z and log_prob."""
+        z, log_dets = self.analyse(x)
+        normal, log_det = self.total(z, log_dets)
+        return torch.nan_to_num(z), lowest_if_not_finite(normal + log_det)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.log_prob(x)
+
+    @torch.jit.export
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p(x) per unit of the user's units."""
+        return self.encode(x)[1]
+
+    @torch.jit.export
+    def decode(self, z: Tensor) -> Tensor:
+        """Return x in the user's units, not rounded."""
+        parts = z.split(self.latent_sizes, 1)
+        x = self.top.inverse(parts[-1].reshape([-1] + self.latent_shapes[-1]))
+        i = len(self.latent_shapes) - 2
+        for level, split in zip(self.levels[::-1], self.splits[::-1]):
+            x = split.inverse(x, parts[i].reshape([-1] + self.latent_shapes[i]))[0]
+            x = level.inverse(x)
+            i -= 1
+        x = self.inputs.inverse(x)[0]
+        return torch.nan_to_num(x[:, :, 0, 0] if len(self.shape) == 1 else x)
+
+    @torch.jit.export
+    def statistics(self, x: Tensor) -> Tensor:
+        """Return (B, S): log N of each level's part of z, log_det, and |z|^2 (``statistics_names``)."""
+        z, log_dets = self.analyse(x)
+        log_det = self.total(z, log_dets)[1]
+        columns = [part.sum(1) for part in log_normal(z).split(self.latent_sizes, 1)]
+        columns += [log_det, (z * z).sum(1, dtype=torch.float64)]
+        return lowest_if_not_finite(torch.stack(columns, 1))
+
+
+class FoldedImageFlow(FoldedFlow):
+    """A folded flow of images, which can also tell where in the image the likelihood is lost."""
+
+    @torch.jit.export
+    def log_prob_map(self, x: Tensor) -> Tensor:
+        """Return (B, H, W) nats summing to log_prob.
+
+        Every term of log p belongs to a pixel of some level and is shared equally by the image's pixels under it; the
+        constant is shared by all.
+        """
+        z, log_dets = self.analyse(x)
+        height, width = self.shape[1], self.shape[2]
+        total = log_dets[0] + self.constant / (height * width)
+        parts = log_normal(z).split(self.latent_sizes, 1)
+        for i, log_det in enumerate(log_dets[1:]):
+            term = parts[i].reshape([-1] + self.latent_shapes[i]).sum(1) + log_det
+            rows, columns = height // term.shape[1], width // term.shape[2]
+            shared = term / (rows * columns)
+            total = total + shared.repeat_interleave(rows, 1).repeat_interleave(columns, 2)
+        return lowest_if_not_finite(total)
+
+
+def log_normal(z: Tensor) -> Tensor:
+    """log N(z_i; 0, 1) of each entry, float64."""
+    wide = z.double()
+    return -0.5 * wide * wide - 0.5 * math.log(2 * math.pi)
+
+
+def lowest_if_not_finite(values: Tensor) -> Tensor:
+    """Replace NaN and both infinities by the lowest finite number."""
+    return torch.nan_to_num(torch.where(torch.isfinite(values), values, float("-inf")))
+
+
+def statistics_names(flow: Glow) -> list[str]:
+    """Names of the columns of ``statistics``, nats but for the last."""
+    return [f"log_normal_level_{level}" for level in range(len(flow.latent_shapes))] + ["log_det", "z_squared_norm"]
+
+
+def fold(flow: Glow) -> FoldedFlow:
+    """Fold a flow built by ``build_glow``: same answers, float32, nothing left to train.
+
+    Raises ValueError for a level that is not [Squeeze] and then runs of ChannelAffine each followed by a coupling.
+    """
+    return FoldedFlow(flow) if len(flow.shape) == 1 else FoldedImageFlow(flow)
+
+
+def fold_convolutions(module: nn.Module) -> None:
+    """Replace every child that knows a plain equivalent (``folded``) by it, in place."""
+    for name, child in module.named_children():
+        if hasattr(child, "folded"):
+            setattr(module, name, child.folded())
+        else:
+            fold_convolutions(child)
+
+
+def _fold_chain(chain: Chain) -> tuple[FoldedLevel, Tensor]:
+    """Return the folded level and the constant log_det of each of its pixels."""
+    bijections = list(chain.steps)
+    squeeze = isinstance(bijections[0], Squeeze)
+    steps: list[FoldedStep] = []
+    total = torch.zeros((), dtype=torch.float64)
+    run: list[ChannelAffine] = []
+    for bijection in bijections[1:] if squeeze else bijections:
+        if isinstance(bijection, ChannelAffine):
+            run.append(bijection)
+        elif isinstance(bijection, AffineCoupling):
+            weight, bias, log_det = _compose(run, num_channels=bijection.mask.shape[0])
+            steps.append(FoldedStep(weight, bias, bijection))
+            total += log_det
+            run = []
+        else:
+            raise ValueError(f"cannot fold a {type(bijection).__name__} inside a level")
+    if run:
+        raise ValueError("a level must end in a coupling to be folded")
+    return FoldedLevel(steps, squeeze), total
+
+
+def _compose(run: list[ChannelAffine], num_channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    weight = torch.eye(num_channels, dtype=torch.float64)
+    bias = torch.zeros(num_channels, dtype=torch.float64)
+    log_det = torch.zeros((), dtype=torch.float64)
+    for bijection in run:
+        next_weight, next_bias, next_log_det = bijection.affine()
+        weight, bias = next_weight @ weight, next_weight @ bias + next_bias
+        log_det = log_det + next_log_det
+    return weight, bias, log_det
+

@@ -1,0 +1,206 @@
+"""The flow: its configuration and its assembly from bijections."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from model.bijections import (
+    ActNorm,
+    AffineCoupling,
+    Bijection,
+    Chain,
+    InvertibleConv1x1,
+    Permutation,
+    Pixels,
+    Split,
+    Squeeze,
+    Standardize,
+    channel_mask,
+    checkerboard_mask,
+)
+from model.likelihood import standard_normal_log_prob
+from model.nets import ConvNet, ResidualMLP
+
+
+Shape = tuple[int, ...]  # of one input: (C, H, W) of images, (D,) of vectors
+ImageShape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class GlowConfig:
+    """What a flow is made of, whatever the size of its inputs; it travels inside the checkpoint.
+
+    Raises ValueError for a value that no flow can be built from, naming field, rule and value.
+    """
+
+    num_levels: int = 1  # images: each level squeezes, mixes and (but the last) splits; vectors: 1
+    num_steps: int = 8  # steps of (actnorm, mixing, coupling) per level
+    width: int = 64  # hidden channels of the conditioners
+    num_blocks: int = 1  # residual blocks of a conditioner
+    dropout: float = 0.0  # in the conditioners of vectors
+    partition: Literal["channel", "checkerboard", "alternating"] = "channel"
+    mixing: Literal["conv1x1", "reverse"] = "conv1x1"
+    coupling: Literal["affine", "additive"] = "affine"
+    max_log_scale: float = 1.0  # nats: a coupling scales by exp(+-this) at most
+    bits: int = 8  # of an image's pixels
+    logit_alpha: float = 1e-3  # images: how far the logit stays from its ends
+
+    def __post_init__(self) -> None:
+        for name in ("num_levels", "num_steps", "width", "bits"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_blocks < 0:
+            raise ValueError(f"num_blocks must be at least 0, got {self.num_blocks}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+
+
+class Glow(nn.Module):
+    """A multi-scale stack of invertible layers between inputs (B, *shape) and latent codes z (B, D), z ~ N(0, I).
+
+    x -> inputs -> levels[0] -> splits[0] -> levels[1] -> ... -> levels[-1]; every split puts half of its dimensions
+    into z, the last level the rest. z concatenates the parts in that order (``latent_shapes``). Source: Kingma &
+    Dhariwal 2018 (arXiv:1807.03039). Build one with ``build_glow``.
+    """
+
+    def __init__(
+        self, shape: Shape, inputs: Bijection, levels: list[Bijection], splits: list[Split], latents: list[ImageShape]
+    ) -> None:
+        super().__init__()
+        self.shape = list(shape)
+        self.inputs = inputs
+        self.levels = nn.ModuleList(levels[:-1])
+        self.splits = nn.ModuleList(splits)
+        self.top = levels[-1]
+        self.latent_shapes = [list(latent) for latent in latents]
+        self.latent_sizes = [math.prod(latent) for latent in latents]
+        self.register_buffer("working_dtype", torch.zeros(()), persistent=False)
+
+    working_dtype: Tensor
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode x (B, *shape) in the user's units: z (B, D) and log|det dz/dx| (B,), nats."""
+        if len(self.shape) == 1:
+            x = x[:, :, None, None]
+        x, total = self.inputs(x)
+        x = x.to(self.working_dtype.dtype)
+        parts: list[Tensor] = []
+        for level, split in zip(self.levels, self.splits):
+            x, log_det = level(x)
+            x, eps, split_log_det = split(x)
+            parts.append(eps.flatten(1))
+            total = total + log_det + split_log_det
+        x, log_det = self.top(x)
+        parts.append(x.flatten(1))
+        return torch.cat(parts, 1), total + log_det
+
+    @torch.jit.export
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode z (B, D): x (B, *shape) in the user's units and log|det dx/dz| (B,), nats."""
+        parts = z.split(self.latent_sizes, 1)
+        x, total = self.top.inverse(parts[-1].reshape([-1] + self.latent_shapes[-1]))
+        i = len(self.latent_shapes) - 2
+        for level, split in zip(self.levels[::-1], self.splits[::-1]):
+            x, split_log_det = split.inverse(x, parts[i].reshape([-1] + self.latent_shapes[i]))
+            x, log_det = level.inverse(x)
+            total = total + log_det + split_log_det
+            i -= 1
+        x, log_det = self.inputs.inverse(x)
+        if len(self.shape) == 1:
+            x = x[:, :, 0, 0]
+        return x, total + log_det
+
+    @torch.jit.export
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of x (B, *shape) per unit of the user's units: (B,) nats, float64."""
+        z, log_det = self.forward(x)
+        return standard_normal_log_prob(z) + log_det
+
+    @torch.jit.unused
+    def initialize(self, x: Tensor) -> None:
+        """Set every data-dependent scale from one batch (B, *shape), front to back, as that batch flows through."""
+        handles = [
+            module.register_forward_pre_hook(lambda module, args: module.initialize(args[0]))
+            for module in self.modules()
+            if module is not self and hasattr(module, "initialize")
+        ]
+        try:
+            with torch.no_grad():
+                self(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def build_glow(shape: Shape, config: GlowConfig, inputs: Bijection | None = None) -> Glow:
+    """Assemble a flow of inputs of one shape, with random mixing and identity couplings (torch's global generator).
+
+    ``inputs`` is the first layer; by default Pixels for images, and for vectors a Standardize that changes nothing.
+    Raises ValueError where the configuration does not fit the shape.
+    """
+    if math.prod(shape) < 2:
+        raise ValueError(f"a flow needs at least 2 dimensions, got shape {shape}: a coupling copies one part to change another")
+    latents = latent_shapes(shape, config)
+    if len(shape) == 1:
+        single_pixel = (shape[0], 1, 1)
+        default: Bijection = Standardize(torch.zeros(single_pixel), torch.ones(single_pixel))
+        return Glow(shape, inputs or default, [Chain(_steps(config, single_pixel))], [], latents)
+    levels: list[Bijection] = []
+    splits = []
+    for level, (channels, height, width) in enumerate(latents):
+        last = level == config.num_levels - 1
+        squeezed = (channels if last else 2 * channels, height, width)
+        levels.append(Chain([Squeeze(), *_steps(config, squeezed)]))
+        if not last:
+            splits.append(Split(_conditioner(config, (channels, height, width), 2 * channels)))
+    return Glow(shape, inputs or Pixels(config.bits, config.logit_alpha), levels, splits, latents)
+
+
+def latent_shapes(shape: Shape, config: GlowConfig) -> list[ImageShape]:
+    """Shape of each level's part of the latent code, in the order in which they are concatenated.
+
+    Raises ValueError where inputs of this shape cannot be halved as often as the configuration wants.
+    """
+    if len(shape) == 1:
+        if config.num_levels != 1 or config.partition != "channel":
+            raise ValueError(
+                f"a vector is one pixel: num_levels must be 1 and partition 'channel', got {config.num_levels} and {config.partition!r}"
+            )
+        return [(shape[0], 1, 1)]
+    if len(shape) != 3:
+        raise ValueError(f"shape must be (D,) of vectors or (C, H, W) of images, got {shape}")
+    channels, height, width = shape
+    factor = 2**config.num_levels
+    if height % factor or width % factor:
+        raise ValueError(f"image sides must be divisible by 2**num_levels = {factor}, got {height}x{width}")
+    shapes = []
+    for level in range(config.num_levels):
+        channels, height, width = 4 * channels, height // 2, width // 2
+        if level < config.num_levels - 1:
+            channels //= 2
+        shapes.append((channels, height, width))
+    return shapes
+
+
+def _steps(config: GlowConfig, shape: ImageShape) -> list[Bijection]:
+    steps: list[Bijection] = []
+    channels = shape[0]
+    additive = config.coupling == "additive"
+    for step in range(config.num_steps):
+        by_pixels = config.partition == "checkerboard" or (config.partition == "alternating" and step % 2 == 0)
+        # A mixing of channels makes new halves of them by itself; the two halves of the pixels take turns.
+        pixel_turn = step // 2 % 2 if config.partition == "alternating" else step % 2
+        mask = checkerboard_mask(shape, pixel_turn) if by_pixels else channel_mask(shape)
+        net = _conditioner(config, shape, channels if additive else 2 * channels)
+        mixing = InvertibleConv1x1(channels) if config.mixing == "conv1x1" else Permutation(list(range(channels))[::-1])
+        steps += [ActNorm(channels), mixing, AffineCoupling(mask, net, config.max_log_scale, additive)]
+    return steps
+
+
+def _conditioner(config: GlowConfig, shape: ImageShape, out_channels: int) -> nn.Module:
+    if shape[1:] == (1, 1):
+        return ResidualMLP(shape[0], out_channels, config.width, config.num_blocks, config.dropout)
+    return ConvNet(shape[0], out_channels, shape[1:], config.width, config.num_blocks)

@@ -1,0 +1,152 @@
+"""Recipes: what to train, on what, and how, in one TOML file."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.data import DataError, Dataset, load
+from model.glow import GlowConfig
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message names the key, the rule and the value."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataRecipe(_Table):
+    """Where the rows come from and how they are divided. Rows are shuffled once by ``split_seed``."""
+
+    train: str  # a source as model.data.load names them, relative to --data-dir
+    test: str | int | None = None  # another source, or so many rows of ``train``
+    validation: int = Field(ge=1)  # rows that decide which checkpoint is best
+    calibration: int = Field(ge=1)  # rows that calibrate the exported scores; never trained on
+    label_column: str | None = None  # csv, parquet: a column that is not a feature
+    normal_label: int | None = None  # train, validate, calibrate and test on rows with this label only
+    split_seed: int = 0
+
+
+class TrainingRecipe(_Table):
+    """How the likelihood is maximised: Adam, warm-up then cosine decay, clipped gradients, averaged weights."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    final_learning_rate: float = Field(0.02, ge=0, le=1)  # as a fraction of learning_rate
+    warmup_steps: int = Field(200, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(2.0, gt=0)
+    ema_decay: float = Field(0.999, ge=0, lt=1)  # of the averaged weights, which are what is validated and exported
+    noise: float = Field(0.0, ge=0)  # vectors: std of Gaussian smoothing noise, in standard deviations of a column
+    evaluate_every: int = Field(500, ge=1)  # steps
+    checkpoint_every: int = Field(500, ge=1)  # steps
+    seed: int = Field(0, ge=0, lt=2**31)
+
+
+class ArtifactRecipe(_Table):
+    """What the exported artifact says of itself."""
+
+    temperature: float = Field(1.0, ge=0)  # default of /sample
+    alpha: float = Field(0.01, gt=0, lt=1)  # default threshold of p-values
+    licence: str = "unstated"
+    description: str = ""
+
+
+class Recipe(_Table):
+    """A whole training run; written into its checkpoint and its artifact."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    data: DataRecipe
+    model: GlowConfig = GlowConfig()
+    training: TrainingRecipe
+    artifact: ArtifactRecipe = ArtifactRecipe()
+
+
+def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe; ``overrides`` are ``table.key=value`` with the value in TOML (or a bare word).
+
+    Raises RecipeError.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from error
+    for override in overrides or []:
+        _override(values, override)
+    return parse_recipe(values, str(path))
+
+
+def parse_recipe(values: dict[str, Any], origin: str) -> Recipe:
+    """Validate a recipe's values. Raises RecipeError naming the first wrong key."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            raise RecipeError(f"{origin}: unknown key {key!r}") from error
+        raise RecipeError(f"{origin}: {key}: {first['msg']}, got {first['input']!r}") from error
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, found, text = override.partition("=")
+    if not found:
+        raise RecipeError(f"--set {override}: expected table.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *tables, name = key.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"--set {override}: {table!r} is not a table")
+    values[name] = value
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The disjoint sets of rows of a run."""
+
+    fit: Dataset
+    validation: Dataset
+    calibration: Dataset
+    test: Dataset | None
+
+
+def load_splits(recipe: DataRecipe, data_dir: Path) -> Splits:
+    """Load a recipe's data and divide it. Raises DataError."""
+    data = _normal_rows(recipe, load(recipe.train, data_dir, recipe.label_column))
+    num_test = recipe.test if isinstance(recipe.test, int) else 0
+    held_out = recipe.validation + recipe.calibration + num_test
+    if held_out >= len(data.x):
+        raise DataError(f"{recipe.train}: {held_out} rows held out of {len(data.x)} leave none to fit")
+    order = np.random.default_rng(recipe.split_seed).permutation(len(data.x))
+    validation, calibration, test, fit = np.split(order, np.cumsum([recipe.validation, recipe.calibration, num_test]))
+    test_set = data.take(test) if num_test else None
+    if isinstance(recipe.test, str):
+        test_set = _normal_rows(recipe, load(recipe.test, data_dir, recipe.label_column))
+        if test_set.shape != data.shape:
+            raise DataError(f"{recipe.test}: rows of shape {test_set.shape}, expected {data.shape} as in {recipe.train}")
+    return Splits(fit=data.take(fit), validation=data.take(validation), calibration=data.take(calibration), test=test_set)
+
+
+def _normal_rows(recipe: DataRecipe, data: Dataset) -> Dataset:
+    if recipe.normal_label is None:
+        return data
+    if data.labels is None:
+        raise DataError(f"{recipe.train}: normal_label = {recipe.normal_label}, but the data carry no labels")
+    normal = data.labels == recipe.normal_label
+    if not normal.any():
+        raise DataError(f"{recipe.train}: no row is labelled {recipe.normal_label}")
+    return data.take(normal)

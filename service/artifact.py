@@ -1,0 +1,268 @@
+"""The artifact: one TorchScript file that carries its manifest and the proof that it is whole.
+
+The file is a TorchScript archive (a zip) with one record more, ``extra/manifest.json``, and the SHA-256 of everything
+before it as the zip's comment, so that any changed byte shows before anything is loaded. ``version`` is the first 12
+hex digits of the SHA-256 over all records but the manifest: it names the flow, whatever is written about it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+FORMAT_VERSION = 1
+METHODS = ["log_prob", "encode", "decode", "statistics"]
+IMAGE_METHODS = [*METHODS, "log_prob_map"]
+ROUND_TRIP_TOLERANCE = 1e-2  # of decode(encode(x)), in pixel units or standard deviations of a column
+
+_MANIFEST = "extra/manifest.json"
+_COMMENT_PREFIX = b"sha256:"
+_COMMENT_BYTES = len(_COMMENT_PREFIX) + 64
+
+
+class ArtifactError(ValueError):
+    """A file that is not a usable artifact; the message names the file, what is wrong and what was expected."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Column(_Part):
+    """One column of a table; ``std`` and the bins of width 1 of integer columns are in the user's units."""
+
+    name: str
+    type: Literal["continuous", "integer", "constant"]
+    mean: float
+    std: float = Field(gt=0)
+
+
+class LatentPart(_Part):
+    """Where one level's part of the latent code lies in z, and its shape (C, H, W) before it was flattened."""
+
+    offset: int = Field(ge=0)
+    shape: tuple[int, int, int]
+
+
+class TestResult(_Part):
+    """Likelihood of rows never trained on: bits per dimension of images (uniform noise), mean nats of vectors."""
+
+    __test__ = False  # not a test class, whatever pytest thinks of its name
+
+    bits_per_dim: float | None = None
+    nats: float | None = None
+    standard_error: float
+    rows: int = Field(ge=2)
+
+
+class Calibration(_Part):
+    """Held-out scores, ascending; higher = more anomalous."""
+
+    score: Literal["negative_log_likelihood"] = "negative_log_likelihood"
+    alpha: float = Field(gt=0, lt=1)  # default threshold of p-values
+    values: list[float] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Calibration:
+        if np.any(np.diff(self.values) < 0):
+            raise ValueError("values must be ascending")
+        return self
+
+
+class Golden(_Part):
+    """Inputs and the answers that the exporting machine gave; a loader must reproduce them."""
+
+    inputs: list[list[float]]  # rows, flattened
+    log_prob: list[float]
+    latents: list[list[float]]
+
+
+class Manifest(_Part):
+    """What an artifact says of itself; DESIGN of the format: one JSON object, unknown keys refused."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    version: str = Field(pattern=r"^[0-9a-f]{12}$")
+    description: str
+    kind: Literal["image", "vector"]
+    shape: tuple[int, ...]
+    columns: list[Column] = []  # vectors: one per dimension
+    value_range: tuple[float, float] | None = None  # images: lowest and highest pixel value
+    latent_layout: list[LatentPart]
+    statistics: list[str]
+    temperature: float = Field(ge=0)  # default of sampling
+    recipe: dict[str, Any]
+    data_digest: str
+    test: TestResult | None
+    calibration: Calibration | None
+    golden: Golden
+    torch_version: str
+    licence: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        if len(self.shape) != (3 if self.kind == "image" else 1) or min(self.shape) < 1:
+            raise ValueError(f"shape must be (C, H, W) of images or (D,) of vectors, got {list(self.shape)}")
+        if self.kind == "image" and self.value_range is None:
+            raise ValueError("an image artifact needs a value_range")
+        if self.kind == "vector" and len(self.columns) != self.num_dims:
+            raise ValueError(f"columns must name each of {self.num_dims} dimensions, got {len(self.columns)}")
+        ends = [part.offset + int(np.prod(part.shape)) for part in self.latent_layout]
+        if [part.offset for part in self.latent_layout] != [0, *ends][:-1] or ends[-1:] != [self.num_dims]:
+            raise ValueError(f"latent_layout must cover {self.num_dims} dimensions without a gap")
+        return self
+
+    @property
+    def num_dims(self) -> int:
+        return int(np.prod(self.shape))
+
+    @property
+    def input_dtype(self) -> npt.DTypeLike:
+        return np.float32 if self.kind == "image" else np.float64
+
+
+class Artifact:
+    """A verified artifact: its manifest and its TorchScript module, on the CPU."""
+
+    def __init__(self, manifest: Manifest, module: torch.jit.ScriptModule) -> None:
+        self.manifest = manifest
+        self.module = module
+
+
+def within_tolerance(log_prob: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> bool:
+    """|difference| <= 1e-3 + 1e-6 |expected| nats: the one tolerance of log-likelihoods between plans and machines."""
+    return bool(np.all(np.abs(log_prob - expected) <= 1e-3 + 1e-6 * np.abs(expected)))
+
+
+def script(module: torch.nn.Module) -> dict[str, bytes]:
+    """Compile a module to the records of a TorchScript archive, without the source positions of debugging."""
+    buffer = io.BytesIO()
+    with _torchscript():
+        torch.jit.save(torch.jit.script(module), buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        return {info.filename: archive.read(info) for info in archive.infolist() if not info.filename.endswith(".debug_pkl")}
+
+
+def version_of(records: dict[str, bytes]) -> str:
+    """First 12 hex digits of the SHA-256 over all records but the manifest, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(records):
+        if not name.endswith(_MANIFEST):
+            digest.update(f"{name}:{len(records[name])}:".encode() + records[name])
+    return digest.hexdigest()[:12]
+
+
+def pack(records: dict[str, bytes], manifest: Manifest | None = None) -> bytes:
+    """Assemble the bytes of an artifact; without a manifest, of a plain TorchScript archive."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        root = next(iter(records)).partition("/")[0]
+        written = records if manifest is None else {**records, f"{root}/{_MANIFEST}": manifest.model_dump_json().encode()}
+        for name, data in written.items():
+            archive.writestr(zipfile.ZipInfo(name), data)  # ZipInfo: a fixed date, so equal contents give equal bytes
+        archive.comment = b" " * _COMMENT_BYTES
+    body = buffer.getvalue()[:-_COMMENT_BYTES]
+    return body + _COMMENT_PREFIX + hashlib.sha256(body).hexdigest().encode()
+
+
+def load_records(records: dict[str, bytes]) -> torch.jit.ScriptModule:
+    """Load a module from records."""
+    with _torchscript():
+        module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(pack(records)), map_location="cpu")
+    return module.eval()
+
+
+def save_artifact(path: Path, records: dict[str, bytes], manifest: Manifest) -> None:
+    """Write an artifact, open it as a loader would, and only then give it its name; a failed check leaves no file."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(pack(records, manifest))
+            file.flush()
+            os.fsync(file.fileno())
+        open_artifact(partial)
+        partial.replace(path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def open_artifact(path: Path) -> Artifact:
+    """Check digest, manifest and golden case, in this order, and load. Raises ArtifactError."""
+    data = _read_whole(path)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        records = {info.filename: archive.read(info) for info in archive.infolist()}
+    manifest_json = next((record for name, record in records.items() if name.endswith(f"/{_MANIFEST}")), None)
+    if manifest_json is None:
+        raise ArtifactError(f"{path}: holds no {_MANIFEST}: not exported by python -m model.export")
+    try:
+        manifest = Manifest.model_validate_json(manifest_json)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "manifest"
+        raise ArtifactError(f"{path}: manifest field {field!r}: {first['msg']}") from error
+    if manifest.version != version_of(records):
+        raise ArtifactError(f"{path}: manifest field 'version' is {manifest.version}, but the records are {version_of(records)}")
+    try:
+        with _torchscript():
+            module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(data), map_location="cpu")
+    except RuntimeError as error:
+        raise ArtifactError(f"{path}: torch {torch.__version__} cannot load it (exported by {manifest.torch_version})") from error
+    module.eval()
+    missing = [name for name in (IMAGE_METHODS if manifest.kind == "image" else METHODS) if not hasattr(module, name)]
+    if missing:
+        raise ArtifactError(f"{path}: its module lacks the methods {', '.join(missing)}")
+    artifact = Artifact(manifest, module)
+    check_golden(artifact, str(path))
+    return artifact
+
+
+def check_golden(artifact: Artifact, origin: str) -> None:
+    """Replay the golden case on this machine. Raises ArtifactError where an answer is off."""
+    manifest, golden = artifact.manifest, artifact.manifest.golden
+    x = np.asarray(golden.inputs, manifest.input_dtype).reshape(-1, *manifest.shape)
+    with torch.inference_mode():
+        latents, log_prob = artifact.module.encode(torch.from_numpy(x))
+        decoded = artifact.module.decode(latents)
+    if not within_tolerance(log_prob.numpy(), np.asarray(golden.log_prob)):
+        raise ArtifactError(f"{origin}: golden case: log_prob is {log_prob.tolist()}, expected {golden.log_prob}")
+    error = np.abs(latents.numpy() - np.asarray(golden.latents)).max()
+    if not error <= ROUND_TRIP_TOLERANCE:
+        raise ArtifactError(f"{origin}: golden case: latents differ by {error:.3g}, expected at most {ROUND_TRIP_TOLERANCE}")
+    scale = 1.0 if manifest.kind == "image" else np.array([column.std for column in manifest.columns])
+    error = (np.abs(decoded.numpy() - x) / scale).max()
+    if not error <= ROUND_TRIP_TOLERANCE:
+        raise ArtifactError(f"{origin}: golden case: decode(encode(x)) differs from x by {error:.3g}, expected at most {ROUND_TRIP_TOLERANCE}")
+
+
+def _read_whole(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror}") from error
+    body, comment = data[:-_COMMENT_BYTES], data[-_COMMENT_BYTES:]
+    if not comment.startswith(_COMMENT_PREFIX):
+        raise ArtifactError(f"{path}: does not end in its checksum: truncated, or not an artifact")
+    expected, actual = comment[len(_COMMENT_PREFIX) :].decode("ascii", "replace"), hashlib.sha256(body).hexdigest()
+    if actual != expected:
+        raise ArtifactError(f"{path}: is damaged: its SHA-256 is {actual[:12]}..., expected {expected[:12]}...")
+    return data
+
+
+class _torchscript(warnings.catch_warnings):  # noqa: N801 (a context manager, used like a function)
+    """Silence torch's notice that TorchScript is deprecated; it stays the format (see docs) and torch is pinned."""
+
+    def __enter__(self) -> None:  # type: ignore[override]
+        super().__enter__()
+        warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is deprecated", category=DeprecationWarning)
