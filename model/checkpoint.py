@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from model.columns import Column, standardizer
+from model.columns import Column
 from model.glow import Glow, Shape, build_glow
 from model.recipe import Recipe, parse_recipe
 
@@ -39,14 +39,9 @@ class Checkpoint:
 
     def averaged_flow(self) -> Glow:
         """Build the flow with the averaged weights, which are the ones to evaluate and export."""
-        flow = build_flow(self.recipe, self.shape, self.columns)
+        flow = build_glow(self.shape, self.recipe.model)
         flow.load_state_dict({name.removeprefix("module."): value for name, value in self.averaged.items() if name != "n_averaged"})
         return flow.eval().requires_grad_(False)
-
-
-def build_flow(recipe: Recipe, shape: Shape, columns: list[Column]) -> Glow:
-    """Build a recipe's untrained flow for inputs of a shape."""
-    return build_glow(shape, recipe.model, standardizer(columns) if columns else None)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:

@@ -47,6 +47,16 @@ class Dataset:
         header = f"{self.x.dtype.str}{self.x.shape}".encode()
         return hashlib.sha256(header + np.ascontiguousarray(self.x).tobytes()).hexdigest()
 
+    def value_probabilities(self, num_values: int, uniform_share: float = 0.1) -> Array:
+        """Frequency of each pixel value 0..num_values-1, mixed with a share of equal ones so that none is rare.
+
+        Raises DataError for a pixel beyond them.
+        """
+        counts = np.bincount(self.x.ravel(), minlength=num_values)
+        if len(counts) > num_values:
+            raise DataError(f"pixel {len(counts) - 1} is over {num_values - 1}, the most that model.bits allows")
+        return (1 - uniform_share) * counts / counts.sum() + uniform_share / num_values
+
     def take(self, rows: Array) -> Dataset:
         """Select rows by index or by mask."""
         return Dataset(self.x[rows], self.columns, None if self.labels is None else self.labels[rows])

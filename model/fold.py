@@ -149,7 +149,7 @@ class FoldedFlow(nn.Module):
             x = level.inverse(x)
             i -= 1
         x = self.inputs.inverse(x)[0]
-        return torch.nan_to_num(x[:, :, 0, 0] if len(self.shape) == 1 else x)
+        return torch.nan_to_num(x[:, :, 0, 0] if len(self.shape) == 1 else x.float())
 
     @torch.jit.export
     def statistics(self, x: Tensor) -> Tensor:

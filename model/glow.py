@@ -46,7 +46,6 @@ class GlowConfig:
     coupling: Literal["affine", "additive"] = "affine"
     max_log_scale: float = 1.0  # nats: a coupling scales by exp(+-this) at most
     bits: int = 8  # of an image's pixels
-    logit_alpha: float = 1e-3  # images: how far the logit stays from its ends
 
     def __post_init__(self) -> None:
         for name in ("num_levels", "num_steps", "width", "bits"):
@@ -138,7 +137,8 @@ class Glow(nn.Module):
 def build_glow(shape: Shape, config: GlowConfig, inputs: Bijection | None = None) -> Glow:
     """Assemble a flow of inputs of one shape, with random mixing and identity couplings (torch's global generator).
 
-    ``inputs`` is the first layer; by default Pixels for images, and for vectors a Standardize that changes nothing.
+    ``inputs`` is the first layer; by default Pixels with equal probabilities for images, and for vectors a Standardize
+    that changes nothing.
     Raises ValueError where the configuration does not fit the shape.
     """
     if math.prod(shape) < 2:
@@ -156,7 +156,7 @@ def build_glow(shape: Shape, config: GlowConfig, inputs: Bijection | None = None
         levels.append(Chain([Squeeze(), *_steps(config, squeezed)]))
         if not last:
             splits.append(Split(_conditioner(config, (channels, height, width), 2 * channels)))
-    return Glow(shape, inputs or Pixels(config.bits, config.logit_alpha), levels, splits, latents)
+    return Glow(shape, inputs or Pixels(torch.full((2**config.bits,), 2.0**-config.bits)), levels, splits, latents)
 
 
 def latent_shapes(shape: Shape, config: GlowConfig) -> list[ImageShape]:

@@ -12,6 +12,7 @@ import io
 import os
 import warnings
 import zipfile
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 FORMAT_VERSION = 1
 METHODS = ["log_prob", "encode", "decode", "statistics"]
-IMAGE_METHODS = [*METHODS, "log_prob_map"]
 ROUND_TRIP_TOLERANCE = 1e-2  # of decode(encode(x)), in pixel units or standard deviations of a column
 
 _MANIFEST = "extra/manifest.json"
@@ -71,6 +71,11 @@ class Calibration(_Part):
     score: Literal["negative_log_likelihood"] = "negative_log_likelihood"
     alpha: float = Field(gt=0, lt=1)  # default threshold of p-values
     values: list[float] = Field(min_length=1)
+
+    @cached_property
+    def array(self) -> npt.NDArray[np.float64]:
+        """The scores as an array."""
+        return np.asarray(self.values, np.float64)
 
     @model_validator(mode="after")
     def _ascending(self) -> Calibration:
@@ -125,6 +130,18 @@ class Manifest(_Part):
     @property
     def num_dims(self) -> int:
         return int(np.prod(self.shape))
+
+    @cached_property
+    def quantized(self) -> npt.NDArray[np.bool_]:
+        """Which dimensions hold whole numbers, each the centre of a bin of width 1: (D,)."""
+        if self.kind == "image":
+            return np.ones(self.num_dims, np.bool_)
+        return np.array([column.type == "integer" for column in self.columns])
+
+    @property
+    def methods(self) -> list[str]:
+        """What the module must offer."""
+        return [*METHODS, "log_prob_map"] if self.kind == "image" else METHODS
 
     @property
     def input_dtype(self) -> npt.DTypeLike:
@@ -182,6 +199,13 @@ def load_records(records: dict[str, bytes]) -> torch.jit.ScriptModule:
     return module.eval()
 
 
+def freeze(module: torch.jit.ScriptModule, methods: list[str]) -> torch.jit.ScriptModule:
+    """Inline a module's weights as constants, for inference alone."""
+    with _torchscript():
+        frozen: torch.jit.ScriptModule = torch.jit.freeze(module.eval(), preserved_attrs=methods)
+    return frozen
+
+
 def save_artifact(path: Path, records: dict[str, bytes], manifest: Manifest) -> None:
     """Write an artifact, open it as a loader would, and only then give it its name; a failed check leaves no file."""
     partial = path.with_name(path.name + ".partial")
@@ -220,7 +244,7 @@ def open_artifact(path: Path) -> Artifact:
     except RuntimeError as error:
         raise ArtifactError(f"{path}: torch {torch.__version__} cannot load it (exported by {manifest.torch_version})") from error
     module.eval()
-    missing = [name for name in (IMAGE_METHODS if manifest.kind == "image" else METHODS) if not hasattr(module, name)]
+    missing = [name for name in manifest.methods if not hasattr(module, name)]
     if missing:
         raise ArtifactError(f"{path}: its module lacks the methods {', '.join(missing)}")
     artifact = Artifact(manifest, module)

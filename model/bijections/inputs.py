@@ -4,36 +4,44 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from model.bijections.base import Bijection, sum_per_input
 
 
+
+
 class Pixels(Bijection):
-    """Map pixel values to the real line: v = (x + 0.5) / 2**bits, z = logit(alpha + (1 - 2 alpha) v).
+    """Turn pixel values into standard normal ones by their marginal distribution: z = Phi^-1(F(x)).
 
-    The integer k is the centre of its bin [k - 0.5, k + 0.5), and v covers (0, 1). The logit makes every decoded value
-    a possible one: none falls outside [-0.5 - m, 2**bits - 0.5 + m] with m = 2**bits alpha / (1 - 2 alpha).
-    log_det = sum of log(1 - 2 alpha) - bits log 2 - log w - log(1 - w) with w = alpha + (1 - 2 alpha) v, nats.
+    Under uniform noise the integer k is a bin [k - 0.5, k + 0.5) with probability p_k, so F is piecewise linear:
+    F(x) = p_0 + ... + p_{k-1} + p_k (x - k + 0.5). With equal p_k, F(x) = (x + 0.5) / n. Every decoded value lies in
+    [-0.5, n - 0.5], and half of an image being one background value costs no dynamic range of the couplings.
+    log_det = sum of log p_k - log phi(z), nats, phi the standard normal density.
 
-    x: (B, C, H, W) in pixel units. Source: Papamakarios et al. 2017 (arXiv:1705.07057), section 4.3.
+    x: (B, C, H, W) in pixel units; probabilities: (n,), one for each value 0..n-1, all positive. Computed in float64;
+    the flow casts z to its own precision. Raises ValueError for probabilities that are not positive or do not sum to 1.
+    Source: marginal Gaussianization, Chen & Gopinath 2000 (NIPS 13); Laparra et al. 2011 (arXiv:1602.00229).
     """
 
-    def __init__(self, bits: int, alpha: float) -> None:
+    probabilities: Tensor
+    edges: Tensor
+
+    def __init__(self, probabilities: Tensor) -> None:
         super().__init__()
-        if not 0 < alpha < 0.5:
-            raise ValueError(f"alpha must lie in (0, 0.5), got {alpha}")
-        self.num_values = float(2**bits)
-        self.alpha = alpha
-        self.log_slope = math.log((1 - 2 * alpha) / 2**bits)
+        probabilities = probabilities.double()
+        self.tail = 1e-9  # F(x) stays this far from 0 and 1, so that a pixel at the end of its range has a finite z
+        if not bool((probabilities > 0).all()) or abs(probabilities.sum().item() - 1) > 1e-9:
+            raise ValueError("probabilities must be positive and sum to 1")
+        self.register_buffer("probabilities", probabilities)
+        self.register_buffer("edges", probabilities.cumsum(0) - probabilities)  # F at the lower end of each bin
 
     def transform(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return z and the terms whose sum is log_det, both (B, C, H, W)."""
-        w = self.alpha + (1 - 2 * self.alpha) * ((x + 0.5) / self.num_values)
-        # A pixel a little outside its range, or rounding beside its ends, must not meet log 0.
-        w = w.clamp(0.5 * self.alpha, 1 - 0.5 * self.alpha)
-        z = torch.log(w) - torch.log1p(-w)
-        return z, self._log_slopes(z)
+        """Return z and the terms whose sum is log_det, both (B, C, H, W) float64."""
+        position = x.double() + 0.5
+        index = position.detach().floor().clamp(0, len(self.edges) - 1).long()
+        density = self.probabilities[index]
+        z = torch.special.ndtri((self.edges[index] + density * (position - index)).clamp(self.tail, 1 - self.tail))
+        return z, _log_slopes(z, density)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z, log_slopes = self.transform(x)
@@ -41,12 +49,17 @@ class Pixels(Bijection):
 
     @torch.jit.export
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        v = (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)
-        return v * self.num_values - 0.5, -sum_per_input(self._log_slopes(z))
+        z = z.double()
+        cumulative = torch.special.ndtr(z)
+        index = torch.searchsorted(self.edges, cumulative.detach().contiguous(), right=True) - 1
+        density = self.probabilities[index]
+        # Within its bin even where rounding put the cumulative a little past its end.
+        offset = ((cumulative - self.edges[index]) / density).clamp(0, 1)
+        return index + offset - 0.5, -sum_per_input(_log_slopes(z, density))
 
-    def _log_slopes(self, z: Tensor) -> Tensor:
-        # log w + log(1 - w) = -(softplus(z) + softplus(-z)), which is exact at both ends.
-        return self.log_slope + F.softplus(z) + F.softplus(-z)
+
+def _log_slopes(z: Tensor, density: Tensor) -> Tensor:
+    return density.log() + 0.5 * z * z + 0.5 * math.log(2 * math.pi)
 
 
 class Standardize(Bijection):

@@ -1,0 +1,40 @@
+# The commands of the project; each makes the environment it needs.
+PYTHON ?= python3
+PORT ?= 8000
+DATA ?= ../shared/data
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: serve test check format artifacts clean
+
+serve: $(VENV)/.serve
+	$(BIN)/python -m service --port $(PORT)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Trains from data (hours for the images); continues a run that was interrupted.
+artifacts: $(VENV)/.test
+	for name in fashion-mnist breast-cancer; do \
+	    resume=$$(test ! -e runs/$$name/last.pt || echo --resume); \
+	    $(BIN)/python -m model.train model/recipes/$$name.toml --data-dir $(DATA) $$resume && \
+	    $(BIN)/python -m model.export runs/$$name/best.pt service/artifacts/$$name.pt --data-dir $(DATA) || exit 1; \
+	done
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+# One stamp an extra, so that `make serve` installs no test tools and the second call installs nothing.
+$(VENV)/.%: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	touch $@

@@ -1,0 +1,108 @@
+"""The application: ``create_app(settings)`` puts routes, errors and lifespan together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import api, docs_page, openapi
+from service.errors import ServiceError
+from service.flows import Flows
+from service.settings import Settings
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the application. Models are loaded, verified and warmed when it starts, before it is ready."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.flows = await asyncio.to_thread(Flows, settings)
+        yield
+        flows, app.state.flows = app.state.flows, None
+        await asyncio.to_thread(flows.close)
+
+    app = FastAPI(
+        title="Glow service",
+        summary=openapi.SUMMARY,
+        version=openapi.VERSION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.settings = settings
+    app.state.flows = None
+    app.include_router(api.router)
+    app.include_router(docs_page.router)
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(Exception, _internal_error)
+    app.add_middleware(RequestId)
+    return app
+
+
+class RequestId:
+    """Pure ASGI middleware: takes the caller's ``X-Request-ID`` if it is a plain one, else makes one, and returns it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        wanted = Headers(scope=scope).get("x-request-id", "")
+        request_id = wanted if _REQUEST_ID.fullmatch(wanted) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)
+
+
+def _error(request: Request, status: int, code: str, text: str, headers: dict[str, str] | None = None) -> Response:
+    content = orjson.dumps({"error": text, "code": code, "request_id": request.state.request_id})
+    return Response(content, status, headers, "application/json")
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    headers = None if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    return _error(request, error.status, error.code, str(error), headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What the router itself refuses: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_").replace("-", "_")
+    return _error(request, error.status_code, code, str(error.detail), dict(error.headers or {}))
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return _error(request, 422, "unprocessable", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+
+
+async def _internal_error(request: Request, error: Exception) -> Response:
+    """A bug of ours: the log has the exception (the server writes it), the caller an id to quote."""
+    return _error(request, 500, "internal_error", "internal error; quote the request_id to the operator")

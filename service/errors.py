@@ -1,0 +1,92 @@
+"""Errors that a caller sees, and the one handler that writes them.
+
+ServiceError
+├── BadRequest 400            malformed body, or numbers that are not finite
+├── ModelNotFound 404
+├── NotAcceptable 406         no answer of the wanted media type
+├── TooLarge 413              names the limit and its setting
+├── UnsupportedMediaType 415
+├── Unprocessable 422         well-formed, but not what the model takes
+├── QueueFull 429             Retry-After
+├── Unavailable 503           not ready, or draining; Retry-After
+└── DeadlineExceeded 504
+
+Every error answer is ``{"error": text, "code": snake_case, "request_id": id}``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """Base of all errors with an HTTP meaning; its text goes to the caller, so it never quotes a body."""
+
+    status: ClassVar[int]
+    code: ClassVar[str]
+    retry_after_s: int | None = None
+
+
+class BadRequest(ServiceError):
+    """The body is not what its media type says, or holds a number that is not finite."""
+
+    status = 400
+    code = "bad_request"
+
+
+class ModelNotFound(ServiceError):
+    """No model of that name is served."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class NotAcceptable(ServiceError):
+    """The wanted media type cannot carry this answer."""
+
+    status = 406
+    code = "not_acceptable"
+
+
+class TooLarge(ServiceError):
+    """The request is over a limit that waiting does not change."""
+
+    status = 413
+    code = "too_large"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The body is of a media type that this route does not read."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class Unprocessable(ServiceError):
+    """Well-formed, but of the wrong shape, range or option."""
+
+    status = 422
+    code = "unprocessable"
+
+
+class QueueFull(ServiceError):
+    """More rows wait than the queue may hold."""
+
+    status = 429
+    code = "queue_full"
+    retry_after_s = 1
+
+
+class Unavailable(ServiceError):
+    """The service is starting or stopping."""
+
+    status = 503
+    code = "unavailable"
+    retry_after_s = 5
+
+
+class DeadlineExceeded(ServiceError):
+    """No answer within the deadline; what was still queued is dropped."""
+
+    status = 504
+    code = "deadline_exceeded"

@@ -1,0 +1,91 @@
+"""Options of the routes: members of a JSON body or, where the body has no place for them, query parameters."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.errors import Unprocessable
+from service.noise import MAX_SEED
+
+Format = Literal["json", "npy", "png"]
+
+
+class Options(BaseModel):
+    """Options of every route that runs a model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = Field(None, max_length=200, description="Name of the model; the default one if absent.")
+    format: Format | None = Field(None, description="Media type of the answer, over the Accept header.")
+
+
+class RowOptions(Options):
+    """Options of the routes that take rows."""
+
+    reproducible: bool = Field(
+        False, description="Give each row the same bits whatever it is batched with, at some cost in throughput."
+    )
+
+
+class Dequantization(BaseModel):
+    """Average the likelihood over uniform noise, as published figures do."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    samples: int = Field(ge=1, le=1_000_000, description="Noisy copies K of each row: log mean_k p(x + u_k).")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of the noise.")
+
+
+class ScoreOptions(RowOptions):
+    """Options of /log-likelihood."""
+
+    alpha: float | None = Field(
+        None, gt=0, lt=1, description="Rows with a p-value of at most this are anomalies; the artifact's own if absent."
+    )
+    dequantization: Dequantization | None = Field(
+        None,
+        description="Average the likelihood over uniform noise on whole-number inputs. Score and p-value are not affected.",
+    )
+
+
+class SampleOptions(Options):
+    """Options of /sample."""
+
+    n: int = Field(16, ge=1, description="Number of samples.")
+    temperature: float | None = Field(
+        None, ge=0, le=100, description="Standard deviation of the latent noise; the model's own if absent."
+    )
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Same seed, same samples; drawn and returned if absent.")
+
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+def read_options(kind: type[AnyOptions], query: dict[str, str], body: dict[str, Any] | None = None) -> AnyOptions:
+    """Validate options; those of the body may be anything JSON, those of the query are text.
+
+    ``dequantization_samples`` and ``dequantization_seed`` are the query's spelling of the nested option. An option in
+    both places is refused. Raises Unprocessable naming the option.
+    """
+    values: dict[str, Any] = {}
+    for name, value in query.items():
+        table, _, member = name.partition("_")
+        if table == "dequantization" and member:
+            values.setdefault(table, {})[member] = value
+        else:
+            values[name] = value
+    for name, value in (body or {}).items():
+        if name in values:
+            raise Unprocessable(f"{name[:100]} is in the query and in the body")
+        values[name] = value
+    try:
+        # JSON says what it means; text in a query has to be read as a number or a boolean.
+        return kind.model_validate(values, strict=None if query else True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part)[:100] for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise Unprocessable(f"unknown option {name!r}; known are {', '.join(kind.model_fields)}") from error
+        raise Unprocessable(f"{name}: {first['msg']}") from error

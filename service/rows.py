@@ -1,0 +1,88 @@
+"""From what a caller sent to the rows a model takes, or an error that says what it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from service.artifact import Manifest
+from service.codecs import image, json_body
+from service.errors import BadRequest, Unprocessable
+
+Array = npt.NDArray[Any]
+
+
+def inputs_from_json(value: object, manifest: Manifest) -> Array:
+    """Read ``inputs``: nested lists, base64 images or records, to (B, *shape) in the model's dtype."""
+    if isinstance(value, list) and value:
+        if manifest.value_range is not None and all(isinstance(item, str) for item in value):
+            return image.read_base64(value, manifest.shape, manifest.value_range)
+        if manifest.kind == "vector" and all(isinstance(item, dict) for item in value):
+            return inputs_from_array(_records(value, manifest), manifest)
+    return inputs_from_array(json_body.read_numbers(value, "inputs"), manifest)
+
+
+def inputs_from_array(array: Array, manifest: Manifest) -> Array:
+    """Check and shape an array of inputs. Raises Unprocessable, or BadRequest where a value is not finite."""
+    _refuse_empty(array, "inputs")
+    accepted = [manifest.shape, (manifest.num_dims,)]
+    if manifest.kind == "image" and manifest.shape[0] == 1:
+        accepted.append(manifest.shape[1:])
+    if array.shape[1:] not in accepted:
+        wanted = " or ".join(_shape(("B", *shape)) for shape in dict.fromkeys(accepted))
+        raise Unprocessable(f"inputs must be of shape {wanted} for model {manifest.name}, got {_shape(array.shape)}")
+    _refuse_non_finite(array, "inputs")
+    if manifest.value_range is not None:
+        low, high = manifest.value_range[0] - 0.5, manifest.value_range[1] + 0.5
+        outside = (array < low) | (array > high)
+        if outside.any():
+            position = np.argwhere(outside)[0]
+            raise Unprocessable(f"{_path('inputs', position)} is {array[tuple(position)]}; pixels must lie in [{low}, {high}]")
+    return np.ascontiguousarray(array, manifest.input_dtype).reshape(-1, *manifest.shape)
+
+
+def latents_from_array(array: Array, manifest: Manifest) -> Array:
+    """Check an array of latent codes: (B, D) float32."""
+    _refuse_empty(array, "latents")
+    if array.shape[1:] != (manifest.num_dims,):
+        wanted = _shape(("B", manifest.num_dims))
+        raise Unprocessable(f"latents must be of shape {wanted} for model {manifest.name}, got {_shape(array.shape)}")
+    _refuse_non_finite(array, "latents")
+    limit = np.finfo(np.float32).max
+    return np.clip(array, -limit, limit).astype(np.float32)
+
+
+def _records(records: list[dict[str, Any]], manifest: Manifest) -> Array:
+    names = [column.name for column in manifest.columns]
+    for i, record in enumerate(records):
+        if record.keys() != set(names):
+            missing = [name for name in names if name not in record]
+            extra = [name for name in record if name not in names]
+            what = f"lacks column {missing[0]!r}" if missing else f"has an unknown column {extra[0][:100]!r}"
+            raise Unprocessable(f"inputs[{i}] {what}; model {manifest.name} takes {len(names)} columns")
+        for name in names:
+            if isinstance(record[name], bool) or not isinstance(record[name], int | float):
+                raise Unprocessable(f"inputs[{i}][{name!r}] must be a number")
+    return np.array([[float(record[name]) for name in names] for record in records], np.float64)
+
+
+def _refuse_empty(array: Array, name: str) -> None:
+    if array.size == 0:
+        raise Unprocessable(f"{name} is empty; at least one row is needed")
+
+
+def _refuse_non_finite(array: Array, name: str) -> None:
+    finite = np.isfinite(array)
+    if not finite.all():
+        position = np.argwhere(~finite)[0]
+        raise BadRequest(f"{_path(name, position)} is {array[tuple(position)]}; every value must be finite")
+
+
+def _path(name: str, position: npt.NDArray[np.intp]) -> str:
+    return name + "".join(f"[{i}]" for i in position)
+
+
+def _shape(shape: tuple[object, ...]) -> str:
+    return f"({', '.join(map(str, shape))})"

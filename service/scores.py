@@ -1,0 +1,44 @@
+"""What scores and p-values mean. Higher scores are more anomalous; p-values are small for anomalies."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def bits_per_dim(log_likelihood: FloatArray, num_dims: int) -> FloatArray:
+    """-log_likelihood / (D ln 2): nats per input -> bits per dimension."""
+    return -log_likelihood / (num_dims * math.log(2))
+
+
+def negative_log_likelihood(log_likelihood: FloatArray) -> FloatArray:
+    """The default score: -log p(x), nats."""
+    return -log_likelihood
+
+
+def p_values(scores: FloatArray, calibration: FloatArray) -> FloatArray:
+    """Conformal p-value of each score against m ascending held-out scores: (1 + #{s_i >= s}) / (m + 1).
+
+    If an input is exchangeable with the calibration rows, P(p <= alpha) <= alpha for every alpha. The smallest possible
+    value is 1 / (m + 1). Source: Bates et al. 2023 (arXiv:2104.08279), section 2.
+    """
+    at_least = len(calibration) - np.searchsorted(calibration, scores, side="left")
+    return (1.0 + at_least) / (len(calibration) + 1.0)
+
+
+def smallest_p_value(num_calibration: int) -> float:
+    """1 / (m + 1): no smaller alpha can ever flag anything."""
+    return 1.0 / (num_calibration + 1.0)
+
+
+def log_mean_exp(values: FloatArray) -> FloatArray:
+    """log of the mean of exp along the last axis, without overflow: (N, K) -> (N,).
+
+    Over log p(x + u_k) with uniform noise u_k it estimates log P(x), the tighter the larger K.
+    """
+    highest = values.max(-1, keepdims=True)
+    return highest[..., 0] + np.log(np.exp(values - highest).mean(-1))

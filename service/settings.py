@@ -1,0 +1,70 @@
+"""Settings: environment variables with the prefix ``GLOW_``."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+EMBEDDED_ARTIFACTS = Path(__file__).parent / "artifacts"
+
+
+class SettingsError(ValueError):
+    """A setting with a wrong value; the message names its variable, the rule and the value."""
+
+
+class Settings(BaseSettings):
+    """Every setting of the service. The command line of ``python -m service`` sets some of them."""
+
+    model_config = SettingsConfigDict(env_prefix="GLOW_", frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to listen on. A public one also needs GLOW_ALLOW_ANONYMOUS.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 picks a free one.")
+    allow_anonymous: bool = Field(False, description="Serve callers without a key on a public address.")
+    models: list[Path] = Field(
+        [EMBEDDED_ARTIFACTS], min_length=1, description="Artifacts, or folders of them, as a JSON list of paths."
+    )
+    default_model: str | None = Field(
+        None, description="Model that answers requests that name none; unset: fashion-mnist if served, else the first by name."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs; auto takes a GPU if there is one.")
+    threads: int = Field(0, ge=0, le=1024, description="Threads of one forward pass on the CPU; 0: as many as the process may use.")
+    max_batch_rows: int = Field(64, ge=1, le=65536, description="Rows of one forward pass.")
+    max_request_rows: int = Field(4096, ge=1, description="Rows of one request, dequantization samples counted.")
+    max_queue_rows: int = Field(16384, ge=1, description="Rows waiting for the engine before requests get 429.")
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Bytes of one request body.")
+    deadline_s: float = Field(60.0, gt=0, le=3600, description="Seconds from a request's arrival to its answer, else 504.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log record written.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if not (self.allow_anonymous or is_loopback(self.host)):
+            raise ValueError(f"host {self.host!r} is a public address: set GLOW_ALLOW_ANONYMOUS=true to serve callers without keys")
+        if self.max_queue_rows < self.max_request_rows:
+            raise ValueError(
+                f"max_queue_rows ({self.max_queue_rows}) must be at least max_request_rows ({self.max_request_rows}), "
+                "or the largest request never fits"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def read_settings(**overrides: object) -> Settings:
+    """Read the environment; ``overrides`` win. Raises SettingsError."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "".join(f"GLOW_{str(first['loc'][0]).upper()}: " if first["loc"] else "")
+        value = f", got {first['input']!r}" if first["loc"] else ""
+        raise SettingsError(f"{name}{first['msg'].removeprefix('Value error, ')}{value}") from error
