@@ -15,7 +15,14 @@ from fastapi import APIRouter, Request, Response
 from service import noise, openapi
 from service.artifact import Manifest
 from service.codecs import image, json_body, npy
-from service.errors import BadRequest, DeadlineExceeded, NotAcceptable, TooLarge, Unavailable, UnsupportedMediaType
+from service.errors import (
+    DeadlineExceeded,
+    NotAcceptable,
+    TooLarge,
+    Unavailable,
+    Unprocessable,
+    UnsupportedMediaType,
+)
 from service.flows import Flows
 from service.negotiation import MEDIA_TYPES, choose_format
 from service.options import AnyOptions, Format, Options, RowOptions, SampleOptions, ScoreOptions, read_options
@@ -193,7 +200,7 @@ async def _read_rows(
     if media_type == json_body.MEDIA_TYPE:
         values = json_body.read_object(body)
         if field not in values:
-            raise BadRequest(f"the body has no member {field!r}")
+            raise Unprocessable(f"the body has no member {field!r}")
         value = values.pop(field)
         options = read_options(kind, query, values)
         manifest = flows.manifest(options.model)

@@ -9,15 +9,17 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import api, docs_page, openapi
+from service import api, openapi
 from service.errors import ServiceError
 from service.flows import Flows
 from service.settings import Settings
@@ -37,23 +39,28 @@ def create_app(settings: Settings) -> FastAPI:
         flows, app.state.flows = app.state.flows, None
         await asyncio.to_thread(flows.close)
 
-    app = FastAPI(
-        title="Glow service",
-        summary=openapi.SUMMARY,
-        version=openapi.VERSION,
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
+    # The same as FastAPI(...), with the scripts of /docs served from here instead of a CDN.
+    app = FastAPIOffline(
+        title="Glow service", summary=openapi.SUMMARY, version=openapi.VERSION, lifespan=lifespan, redoc_url=None
     )
     app.state.settings = settings
     app.state.flows = None
     app.include_router(api.router)
-    app.include_router(docs_page.router)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _internal_error)
     app.add_middleware(RequestId)
+
+    def document() -> dict[str, Any]:
+        flows: Flows | None = app.state.flows
+        if flows is None:
+            return openapi.document(app, {})
+        if app.openapi_schema is None:
+            app.openapi_schema = openapi.document(app, flows.manifests)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]
     return app
 
 

@@ -1,0 +1,252 @@
+"""The OpenAPI document: bodies, media types, answers and errors of each route, and examples from the served models.
+
+Bodies are parsed without a pydantic model per number, so FastAPI cannot derive them; each route's part is written here
+and its options are taken from service.options, which is also what validates them.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, TypedDict
+
+import numpy as np
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from service import errors
+from service.artifact import Manifest
+from service.codecs import image, json_body, npy
+from service.options import Options, RowOptions, SampleOptions, ScoreOptions
+
+SUMMARY = "Exact log-likelihoods, latent codes and samples of trained Glow normalizing flows."
+VERSION = "0.1.0"
+
+Schema = dict[str, Any]
+_BINARY: Schema = {"type": "string", "format": "binary"}
+_NUMBERS: Schema = {"type": "array", "items": {"type": "number"}}
+_EXAMPLE_LATENT = 0.0  # the mode of the latent density
+
+
+class Route(TypedDict):
+    """What FastAPI's route decorators are given."""
+
+    openapi_extra: dict[str, Any]
+    responses: dict[int | str, dict[str, Any]]
+
+
+def _options_schema(options: type[BaseModel]) -> dict[str, Schema]:
+    """Schema of each option as a member of a JSON body."""
+    schema = options.model_json_schema()
+    definitions = schema.get("$defs", {})
+    return {name: _inline(value, definitions) for name, value in schema["properties"].items()}
+
+
+def _inline(schema: Any, definitions: dict[str, Schema]) -> Any:
+    if isinstance(schema, list):
+        return [_inline(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inline(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {key: _inline(value, definitions) for key, value in schema.items() if key != "title"}
+
+
+def _query_parameters(options: type[Options]) -> list[Schema]:
+    parameters = []
+    for name, schema in _options_schema(options).items():
+        value = next((part for part in schema.get("anyOf", []) if part.get("type") != "null"), schema)
+        members = value["properties"] if value.get("type") == "object" else None
+        for full_name, part in {f"{name}_{key}": member for key, member in members.items()}.items() if members else [(name, value)]:
+            text = part.get("description", schema.get("description", ""))
+            plain = {key: entry for key, entry in part.items() if key not in ("description", "default")}
+            parameters.append({"name": full_name, "in": "query", "required": False, "description": text, "schema": plain})
+    return parameters
+
+
+def _object(properties: dict[str, Schema], required: list[str]) -> Schema:
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _answer_json(properties: dict[str, Schema], required: list[str]) -> dict[str, Any]:
+    names = {"model": {"type": "string"}, "version": {"type": "string", "description": "First 12 hex digits of the flow's digest."}}
+    return {json_body.MEDIA_TYPE: {"schema": _object({**names, **properties}, [*names, *required])}}
+
+
+_ERROR_SCHEMA = _object(
+    {
+        "error": {"type": "string", "description": "What is wrong, and what was expected."},
+        "code": {"type": "string"},
+        "request_id": {"type": "string", "description": "Also in the X-Request-ID header and in the log."},
+    },
+    ["error", "code", "request_id"],
+)
+
+
+def _error(kind: type[errors.ServiceError]) -> dict[int | str, dict[str, Any]]:
+    example = {"error": f"{kind.__doc__}", "code": kind.code, "request_id": "9f1c4a7be0d94f6f8f3a2d1c0b5e6a77"}
+    response: dict[str, Any] = {
+        "description": str(kind.__doc__),
+        "content": {json_body.MEDIA_TYPE: {"schema": _ERROR_SCHEMA, "example": example}},
+    }
+    if kind.retry_after_s is not None:
+        response["headers"] = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+    return {kind.status: response}
+
+
+def _route(
+    answer: dict[str, Any], errors_of: list[type[errors.ServiceError]], parameters: list[Schema], body: dict[str, Any] | None = None
+) -> Route:
+    responses: dict[int | str, dict[str, Any]] = {200: {"description": "Success.", "content": answer}}
+    for kind in errors_of:
+        responses |= _error(kind)
+    extra: dict[str, Any] = {"parameters": parameters} if parameters else {}
+    if body is not None:
+        extra["requestBody"] = body
+    return {"openapi_extra": extra, "responses": responses}
+
+
+_READY = [errors.Unavailable]
+_MODEL = [errors.ModelNotFound, *_READY]
+_RUN = [errors.NotAcceptable, errors.Unprocessable, errors.QueueFull, errors.DeadlineExceeded, errors.TooLarge, *_MODEL]
+_BODY = [errors.BadRequest, errors.UnsupportedMediaType, *_RUN]
+
+_INPUTS: Schema = {
+    "description": "Images as (B, C, H, W), (B, H, W) for one channel, (B, D), or base64 PNG or JPEG; "
+    "vectors as (B, D) or as records by column name. One answer a row.",
+    "anyOf": [
+        {"type": "array", "minItems": 1, "items": {"type": "array"}},
+        {"type": "array", "minItems": 1, "items": {"type": "string", "format": "byte"}},
+        {"type": "array", "minItems": 1, "items": {"type": "object", "additionalProperties": {"type": "number"}}},
+    ],
+}
+_LATENTS: Schema = {"type": "array", "minItems": 1, "items": _NUMBERS, "description": "Latent codes (B, D)."}
+_LOG_LIKELIHOOD: Schema = {**_NUMBERS, "description": "log p(x) per unit of the model's units, nats."}
+
+
+def _rows_body(field: str, schema: Schema, options: type[Options], images: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        json_body.MEDIA_TYPE: {"schema": _object({field: schema, **_options_schema(options)}, [field])},
+        npy.MEDIA_TYPE: {"schema": _BINARY},
+    }
+    if images:
+        content |= {media_type: {"schema": _BINARY} for media_type in image.MEDIA_TYPES}
+    return {"required": True, "content": content}
+
+
+def _binary_answers(*media_types: str) -> dict[str, Any]:
+    return {media_type: {"schema": _BINARY} for media_type in media_types}
+
+
+LOG_LIKELIHOOD = _route(
+    {
+        **_answer_json(
+            {
+                "log_likelihood": _LOG_LIKELIHOOD,
+                "bits_per_dim": {**_NUMBERS, "description": "-log_likelihood / (D ln 2)."},
+                "score": {**_NUMBERS, "description": "The artifact's anomaly score; higher is more anomalous."},
+                "p_value": {**_NUMBERS, "description": "(1 + #{held-out scores >= score}) / (m + 1)."},
+                "is_anomaly": {"type": "array", "items": {"type": "boolean"}, "description": "p_value <= alpha."},
+                "alpha": {"type": "number"},
+            },
+            ["log_likelihood", "bits_per_dim"],
+        ),
+        **_binary_answers(npy.MEDIA_TYPE),
+    },
+    _BODY,
+    _query_parameters(ScoreOptions),
+    _rows_body("inputs", _INPUTS, ScoreOptions, images=True),
+)
+ENCODE = _route(
+    {
+        **_answer_json(
+            {"latents": {"type": "array", "items": _NUMBERS}, "log_likelihood": _LOG_LIKELIHOOD}, ["latents", "log_likelihood"]
+        ),
+        **_binary_answers(npy.MEDIA_TYPE),
+    },
+    _BODY,
+    _query_parameters(RowOptions),
+    _rows_body("inputs", _INPUTS, RowOptions, images=True),
+)
+DECODE = _route(
+    {
+        **_answer_json({"outputs": {"type": "array", "items": {"type": "array"}}}, ["outputs"]),
+        **_binary_answers(npy.MEDIA_TYPE, image.MEDIA_TYPES[0]),
+    },
+    _BODY,
+    _query_parameters(RowOptions),
+    _rows_body("latents", _LATENTS, RowOptions, images=False),
+)
+_SAMPLES = {
+    **_answer_json(
+        {
+            "samples": {"type": "array", "items": {"type": "array"}, "description": "(n, *shape)."},
+            "log_likelihood": _LOG_LIKELIHOOD,
+            "seed": {"type": "integer"},
+        },
+        ["samples", "log_likelihood", "seed"],
+    ),
+    **_binary_answers(npy.MEDIA_TYPE, image.MEDIA_TYPES[0]),
+}
+SAMPLE = _route(
+    _SAMPLES,
+    _BODY,
+    _query_parameters(SampleOptions),
+    {"required": False, "content": {json_body.MEDIA_TYPE: {"schema": _object(_options_schema(SampleOptions), [])}}},
+)
+SAMPLE_BY_QUERY = _route(_SAMPLES, _RUN, _query_parameters(SampleOptions))
+_STATUS = {json_body.MEDIA_TYPE: {"schema": _object({"status": {"const": "ok"}}, ["status"])}}
+_OBJECT = {"type": "object"}
+MODELS = _route(
+    {
+        json_body.MEDIA_TYPE: {
+            "schema": _object({"default": {"type": "string"}, "models": {"type": "array", "items": _OBJECT}}, ["default", "models"])
+        }
+    },
+    _READY,
+    [],
+)
+MODEL = _route({json_body.MEDIA_TYPE: {"schema": _OBJECT}}, _MODEL, [])
+EXAMPLE = _route(
+    {
+        json_body.MEDIA_TYPE: {"schema": _object({"model": {"type": "string"}, "inputs": _INPUTS}, ["model", "inputs"])},
+        **_binary_answers(npy.MEDIA_TYPE, image.MEDIA_TYPES[0]),
+    },
+    [errors.NotAcceptable, errors.Unprocessable, *_MODEL],
+    [parameter for parameter in _query_parameters(Options) if parameter["name"] == "format"],
+)
+LIVEZ = _route(_STATUS, [], [])
+READYZ = _route(_STATUS, _READY, [])
+
+
+def document(app: FastAPI, manifests: dict[str, Manifest]) -> dict[str, Any]:
+    """Assemble the document, each JSON body with one working example per served model."""
+    spec = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+    for path, examples in (
+        ("/log-likelihood", {name: {"value": _example_inputs(manifest)} for name, manifest in manifests.items()}),
+        ("/encode", {name: {"value": _example_inputs(manifest)} for name, manifest in manifests.items()}),
+        ("/decode", {name: {"value": _example_latents(manifest)} for name, manifest in manifests.items()}),
+        ("/sample", {name: {"value": {"model": name, "n": 4, "seed": 7}} for name in manifests}),
+    ):
+        spec["paths"][path]["post"]["requestBody"]["content"][json_body.MEDIA_TYPE]["examples"] = examples
+    for item in spec["paths"].values():
+        for operation in item.values():
+            for parameter in operation.get("parameters", []):
+                if parameter["in"] == "path":
+                    parameter["examples"] = {name: {"value": name} for name in manifests}
+            if "requestBody" not in operation and not operation.get("parameters"):
+                operation["responses"].pop("422", None)
+    return spec
+
+
+def _example_inputs(manifest: Manifest) -> dict[str, Any]:
+    row = np.asarray(manifest.golden.inputs[:1])
+    if manifest.value_range is not None:
+        png = image.write_grid(row.reshape(1, *manifest.shape), manifest.value_range)
+        return {"model": manifest.name, "inputs": [base64.b64encode(png).decode()]}
+    names = [column.name for column in manifest.columns]
+    return {"model": manifest.name, "inputs": [dict(zip(names, row[0].tolist(), strict=True))]}
+
+
+def _example_latents(manifest: Manifest) -> dict[str, Any]:
+    return {"model": manifest.name, "latents": [[_EXAMPLE_LATENT] * manifest.num_dims]}
