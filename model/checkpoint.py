@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import pickle
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from model.columns import Column
 from model.glow import Glow, Shape, build_glow
 from model.recipe import Recipe, parse_recipe
+from service.artifact import Column
 
 FORMAT = 1
 
@@ -40,13 +40,19 @@ class Checkpoint:
     def averaged_flow(self) -> Glow:
         """Build the flow with the averaged weights, which are the ones to evaluate and export."""
         flow = build_glow(self.shape, self.recipe.model)
-        flow.load_state_dict({name.removeprefix("module."): value for name, value in self.averaged.items() if name != "n_averaged"})
+        flow.load_state_dict(
+            {name.removeprefix("module."): value for name, value in self.averaged.items() if name != "n_averaged"}
+        )
         return flow.eval().requires_grad_(False)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write beside the target, then rename: an interrupted write leaves the previous checkpoint as it was."""
-    values = {**vars(checkpoint), "recipe": checkpoint.recipe.model_dump(), "columns": [asdict(column) for column in checkpoint.columns]}
+    values = {
+        **vars(checkpoint),
+        "recipe": checkpoint.recipe.model_dump(),
+        "columns": [column.model_dump() for column in checkpoint.columns],
+    }
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:

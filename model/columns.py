@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.bijections import Standardize
 from model.data import Dataset
+from service.artifact import Column
 
 CONSTANT_STD = 1e-3  # of a column that never changes, relative to its value: it needs some width to have a density
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column: one latent dimension, in the user's units."""
-
-    name: str
-    type: Literal["continuous", "integer", "constant"]
-    mean: float
-    std: float
 
 
 def describe_columns(data: Dataset) -> list[Column]:
@@ -31,18 +19,20 @@ def describe_columns(data: Dataset) -> list[Column]:
     for name, values in zip(data.columns, data.x.T, strict=True):
         mean, std = float(values.mean()), float(values.std())
         if values.min() == values.max():
-            columns.append(Column(name, "constant", mean, CONSTANT_STD * max(abs(mean), 1.0)))
+            columns.append(Column(name=name, type="constant", mean=mean, std=CONSTANT_STD * max(abs(mean), 1.0)))
         elif np.array_equal(values, np.round(values)):
             # A column of whole numbers has the variance of its bin of width 1 on top of its own.
-            columns.append(Column(name, "integer", mean, (std**2 + 1 / 12) ** 0.5))
+            columns.append(Column(name=name, type="integer", mean=mean, std=(std**2 + 1 / 12) ** 0.5))
         else:
-            columns.append(Column(name, "continuous", mean, std))
+            columns.append(Column(name=name, type="continuous", mean=mean, std=std))
     return columns
 
 
 def standardizer(columns: list[Column]) -> Standardize:
     """Build the first layer of a table's flow."""
-    mean, std = (torch.tensor([getattr(column, name) for column in columns], dtype=torch.float64) for name in ("mean", "std"))
+    mean, std = (
+        torch.tensor([getattr(column, name) for column in columns], dtype=torch.float64) for name in ("mean", "std")
+    )
     return Standardize(mean[:, None, None], std[:, None, None])
 
 

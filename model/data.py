@@ -55,7 +55,8 @@ class Dataset:
         counts = np.bincount(self.x.ravel(), minlength=num_values)
         if len(counts) > num_values:
             raise DataError(f"pixel {len(counts) - 1} is over {num_values - 1}, the most that model.bits allows")
-        return (1 - uniform_share) * counts / counts.sum() + uniform_share / num_values
+        probabilities: Array = (1 - uniform_share) * counts / counts.sum() + uniform_share / num_values
+        return probabilities
 
     def take(self, rows: Array) -> Dataset:
         """Select rows by index or by mask."""
@@ -65,10 +66,10 @@ class Dataset:
 def load(source: str, base: Path = Path(), label_column: str | None = None) -> Dataset:
     """Read a data set by the form of its name.
 
-    ``*.idx``, ``*ubyte``, either with ``.gz`` (the MNIST format); ``.npy``; ``.npz`` (array ``X`` or ``x``, labels ``y``, else its only
-    array); ``.csv`` and ``.parquet`` (numeric columns; ``label_column`` is set apart); a folder of images of one size;
-    ``sklearn:digits`` and ``sklearn:breast-cancer``. Arrays of two dimensions are vectors, (N, H, W) or (N, C, H, W)
-    are images of whole numbers 0..255. Raises DataError.
+    ``*.idx``, ``*ubyte``, either with ``.gz`` (the MNIST format); ``.npy``; ``.npz`` (array ``X`` or ``x``, labels
+    ``y``, else its only array); ``.csv`` and ``.parquet`` (numeric columns; ``label_column`` is set apart); a folder of
+    images of one size; ``sklearn:digits`` and ``sklearn:breast-cancer``. Arrays of two dimensions are vectors, (N, H, W)
+    or (N, C, H, W) are images of whole numbers 0..255. Raises DataError.
     """
     if source in SKLEARN_SETS:
         return _load_sklearn(source)
@@ -110,7 +111,9 @@ def _checked(name: str, x: Array, columns: list[str], labels: Array | None) -> D
         bad = np.argwhere(~np.isfinite(x))
         if len(bad):
             row, column = bad[0]
-            raise DataError(f"{name}: row {row}, column {columns[column]!r} is {x[row, column]}; every value must be finite")
+            raise DataError(
+                f"{name}: row {row}, column {columns[column]!r} is {x[row, column]}; every value must be finite"
+            )
         return Dataset(x, columns, labels)
     if x.ndim == 3:
         x = x[:, None]
@@ -125,7 +128,9 @@ def _checked(name: str, x: Array, columns: list[str], labels: Array | None) -> D
 def _read_idx(path: Path) -> Array:
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise DataError(f"{path}: not an idx file of bytes: it starts with {raw[:4].hex() or 'nothing'}, expected 000008")
+        raise DataError(
+            f"{path}: not an idx file of bytes: it starts with {raw[:4].hex() or 'nothing'}, expected 000008"
+        )
     dims = struct.unpack_from(f">{raw[3]}I", raw, 4)
     start = 4 + 4 * len(dims)
     if len(raw) - start != np.prod(dims):
@@ -156,7 +161,9 @@ def _read_folder(path: Path) -> Array:
             raise DataError(f"{file}: cannot be read as an image: {error}") from error
         images.append(pixels[None] if grey else pixels.transpose(2, 0, 1))
         if images[-1].shape != images[0].shape:
-            raise DataError(f"{file}: every image must be of one size, got {images[-1].shape} after {images[0].shape} (C, H, W)")
+            raise DataError(
+                f"{file}: every image must be of one size, got {images[-1].shape} after {images[0].shape} (C, H, W)"
+            )
     if not images:
         raise DataError(f"{path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return np.stack(images)
@@ -178,7 +185,9 @@ def _read_table(path: Path, label_column: str | None) -> tuple[Array, list[str],
         if column.null_count:
             row = next(i for i, value in enumerate(column) if not value.is_valid)
             raise DataError(f"{path}: row {row}, column {name!r} is missing; every value must be present")
-        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
+        if not (
+            pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)
+        ):
             raise DataError(f"{path}: column {name!r} is of type {column.type}; expected numbers")
         values.append(column.to_numpy().astype(np.float64))
     if not values:

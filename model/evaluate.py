@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from model.cli import run_command
-from model.columns import Column, add_column_noise
+from model.columns import add_column_noise
 from model.data import DataError, Dataset, load
 from model.likelihood import bits_per_dim, dequantize
-from service.artifact import Artifact, Manifest, TestResult, open_artifact
+from service.artifact import Artifact, Column, Manifest, TestResult, open_artifact
 
 BATCH = 256
 NOISE_SEED = 0
@@ -23,7 +23,7 @@ NOISE_SEED = 0
 def log_prob(module: torch.jit.ScriptModule, x: Tensor) -> Tensor:
     """Log-likelihoods of any number of rows, in batches: (N, *shape) -> (N,) nats."""
     with torch.inference_mode():
-        return torch.cat([module.log_prob(batch) for batch in x.split(BATCH)])
+        return torch.cat([module.log_prob(batch) for batch in torch.split(x, BATCH)])
 
 
 def as_inputs(data: Dataset) -> Tensor:
@@ -51,7 +51,11 @@ def round_trip_error(module: torch.jit.ScriptModule, x: Tensor, columns: list[Co
     """Largest |decode(encode(x)) - x|, in pixel units or in standard deviations of a column."""
     scale = torch.tensor([column.std for column in columns]) if columns else torch.ones(())
     with torch.inference_mode():
-        return max(((module.decode(module.encode(batch)[0]) - batch).abs() / scale).max().item() for batch in x.split(BATCH))
+        errors: list[float] = [
+            ((module.decode(module.encode(batch)[0]) - batch).abs() / scale).max().item()
+            for batch in torch.split(x, BATCH)
+        ]
+    return max(errors)
 
 
 def rows_per_second(module: torch.jit.ScriptModule, x: Tensor) -> float:
@@ -87,6 +91,7 @@ def report(artifact: Artifact, data: Dataset) -> list[tuple[str, str]]:
 
 
 def main(argv: list[str]) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m model.evaluate", description="Measure an artifact on data.")
     parser.add_argument("artifact", type=Path)
     parser.add_argument("data", help="a file, folder or sklearn: name, as in a recipe")

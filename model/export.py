@@ -46,7 +46,10 @@ def export(checkpoint: Checkpoint, splits: Splits, out: Path) -> Manifest:
         shape=checkpoint.shape,
         columns=checkpoint.columns,
         value_range=(0.0, 2.0**recipe.model.bits - 1) if kind == "image" else None,
-        latent_layout=[LatentPart(offset=int(offset), shape=tuple(shape)) for offset, shape in zip(offsets, flow.latent_shapes, strict=False)],
+        latent_layout=[
+            LatentPart(offset=int(offset), shape=tuple(shape))
+            for offset, shape in zip(offsets, flow.latent_shapes, strict=False)
+        ],
         statistics=statistics_names(flow),
         temperature=recipe.artifact.temperature,
         recipe=recipe.model_dump(mode="json"),
@@ -64,7 +67,7 @@ def export(checkpoint: Checkpoint, splits: Splits, out: Path) -> Manifest:
 def verify(module: torch.jit.ScriptModule, flow: Glow, x: Tensor, checkpoint: Checkpoint) -> None:
     """Compare the exported module with the eager flow on rows x. Raises ArtifactError."""
     with torch.inference_mode():
-        expected_z, log_det = flow(x)
+        expected_z, _ = flow(x)
         expected = flow.log_prob(x)
         z, values = module.encode(x)
         decoded = module.decode(torch.randn(CHECKED_ROWS, z.shape[1], generator=torch.Generator().manual_seed(0)))
@@ -87,15 +90,26 @@ def golden_case(module: torch.jit.ScriptModule, x: Tensor) -> Golden:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m model.export", description="Export a checkpoint as a verified artifact.")
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m model.export", description="Export a checkpoint as a verified artifact."
+    )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data-dir", type=Path, default=Path(), help="folder that the recipe's file names are relative to")
+    parser.add_argument(
+        "--data-dir", type=Path, default=Path(), help="folder that the recipe's file names are relative to"
+    )
     args = parser.parse_args(argv)
     checkpoint = load_checkpoint(args.checkpoint)
     manifest = export(checkpoint, load_splits(checkpoint.recipe.data, args.data_dir), args.out)
     test = manifest.test
-    figure = "no test set" if test is None else f"test {test.bits_per_dim:.4f} bits/dim" if test.nats is None else f"test {test.nats:.4f} nats"
+    figure = (
+        "no test set"
+        if test is None
+        else f"test {test.bits_per_dim:.4f} bits/dim"
+        if test.nats is None
+        else f"test {test.nats:.4f} nats"
+    )
     print(f"{args.out}: {manifest.name}@{manifest.version}, {args.out.stat().st_size / 1e6:.2f} MB, {figure}")
 
 

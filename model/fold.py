@@ -99,7 +99,7 @@ class FoldedFlow(nn.Module):
         self.eval().requires_grad_(False)
 
     def analyse(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return z and the pixel-wise (B, h, w) terms of log_det but the constant: of the inputs, then of each level."""
+        """Return z and the (B, h, w) terms of log_det by pixel, but the constant: of the inputs, then of each level."""
         if len(self.shape) == 1:
             x = x[:, :, None, None]
         x, log_slopes = self.inputs.transform(x)
@@ -141,7 +141,7 @@ class FoldedFlow(nn.Module):
     @torch.jit.export
     def decode(self, z: Tensor) -> Tensor:
         """Return x in the user's units, not rounded."""
-        parts = z.split(self.latent_sizes, 1)
+        parts = torch.split(z, self.latent_sizes, 1)
         x = self.top.inverse(parts[-1].reshape([-1] + self.latent_shapes[-1]))
         i = len(self.latent_shapes) - 2
         for level, split in zip(self.levels[::-1], self.splits[::-1]):
@@ -156,7 +156,7 @@ class FoldedFlow(nn.Module):
         """Return (B, S): log N of each level's part of z, log_det, and |z|^2 (``statistics_names``)."""
         z, log_dets = self.analyse(x)
         log_det = self.total(z, log_dets)[1]
-        columns = [part.sum(1) for part in log_normal(z).split(self.latent_sizes, 1)]
+        columns = [part.sum(1) for part in torch.split(log_normal(z), self.latent_sizes, 1)]
         columns += [log_det, (z * z).sum(1, dtype=torch.float64)]
         return lowest_if_not_finite(torch.stack(columns, 1))
 
@@ -174,7 +174,7 @@ class FoldedImageFlow(FoldedFlow):
         z, log_dets = self.analyse(x)
         height, width = self.shape[1], self.shape[2]
         total = log_dets[0] + self.constant / (height * width)
-        parts = log_normal(z).split(self.latent_sizes, 1)
+        parts = torch.split(log_normal(z), self.latent_sizes, 1)
         for i, log_det in enumerate(log_dets[1:]):
             term = parts[i].reshape([-1] + self.latent_shapes[i]).sum(1) + log_det
             rows, columns = height // term.shape[1], width // term.shape[2]
@@ -184,7 +184,7 @@ class FoldedImageFlow(FoldedFlow):
 
 
 def log_normal(z: Tensor) -> Tensor:
-    """log N(z_i; 0, 1) of each entry, float64."""
+    """Log N(z_i; 0, 1) of each entry, float64."""
     wide = z.double()
     return -0.5 * wide * wide - 0.5 * math.log(2 * math.pi)
 
@@ -247,4 +247,3 @@ def _compose(run: list[ChannelAffine], num_channels: int) -> tuple[Tensor, Tenso
         weight, bias = next_weight @ weight, next_weight @ bias + next_bias
         log_det = log_det + next_log_det
     return weight, bias, log_det
-

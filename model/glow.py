@@ -24,7 +24,6 @@ from model.bijections import (
 from model.likelihood import standard_normal_log_prob
 from model.nets import ConvNet, ResidualMLP
 
-
 Shape = tuple[int, ...]  # of one input: (C, H, W) of images, (D,) of vectors
 ImageShape = tuple[int, int, int]
 
@@ -99,7 +98,7 @@ class Glow(nn.Module):
     @torch.jit.export
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Decode z (B, D): x (B, *shape) in the user's units and log|det dx/dz| (B,), nats."""
-        parts = z.split(self.latent_sizes, 1)
+        parts = torch.split(z, self.latent_sizes, 1)
         x, total = self.top.inverse(parts[-1].reshape([-1] + self.latent_shapes[-1]))
         i = len(self.latent_shapes) - 2
         for level, split in zip(self.levels[::-1], self.splits[::-1]):
@@ -142,7 +141,9 @@ def build_glow(shape: Shape, config: GlowConfig, inputs: Bijection | None = None
     Raises ValueError where the configuration does not fit the shape.
     """
     if math.prod(shape) < 2:
-        raise ValueError(f"a flow needs at least 2 dimensions, got shape {shape}: a coupling copies one part to change another")
+        raise ValueError(
+            f"a flow needs at least 2 dimensions, got shape {shape}: a coupling copies one part to change another"
+        )
     latents = latent_shapes(shape, config)
     if len(shape) == 1:
         single_pixel = (shape[0], 1, 1)
@@ -167,7 +168,8 @@ def latent_shapes(shape: Shape, config: GlowConfig) -> list[ImageShape]:
     if len(shape) == 1:
         if config.num_levels != 1 or config.partition != "channel":
             raise ValueError(
-                f"a vector is one pixel: num_levels must be 1 and partition 'channel', got {config.num_levels} and {config.partition!r}"
+                f"a vector is one pixel: num_levels must be 1 and partition 'channel', "
+                f"got {config.num_levels} and {config.partition!r}"
             )
         return [(shape[0], 1, 1)]
     if len(shape) != 3:

@@ -11,7 +11,7 @@ from model.bijections.base import sum_per_input
 
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:
-    """log N(z; 0, I) = -sum(z^2 + log 2 pi) / 2 of each row: (B, ...) -> (B,) nats, float64."""
+    """Log N(z; 0, I) = -sum(z^2 + log 2 pi) / 2 of each row: (B, ...) -> (B,) nats, float64."""
     return sum_per_input(-0.5 * z * z - 0.5 * math.log(2 * math.pi))
 
 

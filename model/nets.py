@@ -18,9 +18,9 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 class ActNormConv2d(nn.Module):
     """A convolution whose outputs are scaled per channel: exp(log_scale) * (conv(x, weight) + bias).
 
-    ``initialize`` makes the outputs of one batch zero-mean and unit-variance; this is actnorm behind a convolution, with
-    the scale applied to the weights instead of the (larger) outputs. (B, C, H, W) -> (B, C', H, W); ``kernel_size`` odd.
-    Source: Salimans & Kingma 2016 (arXiv:1602.07868), section 3.
+    ``initialize`` makes the outputs of one batch zero-mean and unit-variance; this is actnorm behind a convolution,
+    with the scale applied to the weights instead of the (larger) outputs. (B, C, H, W) -> (B, C', H, W) with an odd
+    ``kernel_size``. Source: Salimans & Kingma 2016 (arXiv:1602.07868), section 3.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
@@ -108,8 +108,8 @@ class ResidualMLP(nn.Module):
         h = self.stem(x.flatten(1))
         for block in self.blocks:
             h = h + block(h)
-        h = self.head(F.relu(h))
-        return h[:, :, None, None]
+        outputs: Tensor = self.head(F.relu(h))
+        return outputs[:, :, None, None]
 
 
 def zeros(layer: Layer) -> Layer:

@@ -38,7 +38,10 @@ def save_sample_grid(images: Array, max_value: float, path: Path) -> None:
     pixels = (np.clip(images[: side * side] * (255 / max_value), 0, 255)).round().astype(np.uint8)
     grid = pixels.reshape(side, side, num_channels, height, width).transpose(0, 3, 1, 4, 2)
     grid = grid.reshape(side * height, side * width, num_channels)
-    _write_whole(path, lambda partial: Image.fromarray(grid.squeeze(2) if num_channels == 1 else grid).save(partial, format="PNG"))
+    _write_whole(
+        path,
+        lambda partial: Image.fromarray(grid.squeeze(2) if num_channels == 1 else grid).save(partial, format="PNG"),
+    )
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -137,8 +137,12 @@ def load_splits(recipe: DataRecipe, data_dir: Path) -> Splits:
     if isinstance(recipe.test, str):
         test_set = _normal_rows(recipe, load(recipe.test, data_dir, recipe.label_column))
         if test_set.shape != data.shape:
-            raise DataError(f"{recipe.test}: rows of shape {test_set.shape}, expected {data.shape} as in {recipe.train}")
-    return Splits(fit=data.take(fit), validation=data.take(validation), calibration=data.take(calibration), test=test_set)
+            raise DataError(
+                f"{recipe.test}: rows of shape {test_set.shape}, expected {data.shape} as in {recipe.train}"
+            )
+    return Splits(
+        fit=data.take(fit), validation=data.take(validation), calibration=data.take(calibration), test=test_set
+    )
 
 
 def _normal_rows(recipe: DataRecipe, data: Dataset) -> Dataset:

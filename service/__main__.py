@@ -18,7 +18,9 @@ from service.settings import Settings, SettingsError, read_settings
 def main(argv: list[str]) -> int:
     """Serve until a signal. Wrong settings and artifacts end the start with one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m service", description="Serve Glow artifacts over HTTP.")
-    parser.add_argument("--models", type=Path, nargs="+", metavar="DIR_OR_FILE", help="artifacts, instead of the embedded ones")
+    parser.add_argument(
+        "--models", type=Path, nargs="+", metavar="DIR_OR_FILE", help="artifacts, instead of the embedded ones"
+    )
     parser.add_argument("--host", help="address to listen on (GLOW_HOST)")
     parser.add_argument("--port", type=int, help="TCP port to listen on (GLOW_PORT)")
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}

@@ -179,7 +179,11 @@ def _public(manifest: Manifest, fields: tuple[str, ...]) -> dict[str, Any]:
     values = manifest.model_dump(mode="json", include=set(fields), exclude_none=True)
     calibration = manifest.calibration
     if calibration is not None and fields is _PUBLIC_FIELDS:
-        values["calibration"] = {"score": calibration.score, "alpha": calibration.alpha, "rows": len(calibration.values)}
+        values["calibration"] = {
+            "score": calibration.score,
+            "alpha": calibration.alpha,
+            "rows": len(calibration.values),
+        }
     return values
 
 
@@ -213,7 +217,9 @@ async def _read_rows(
     manifest = flows.manifest(options.model)
     if media_type == npy.MEDIA_TYPE:
         array = npy.read(body)
-        return _Rows(manifest, options, (inputs_from_array if field == "inputs" else latents_from_array)(array, manifest))
+        return _Rows(
+            manifest, options, (inputs_from_array if field == "inputs" else latents_from_array)(array, manifest)
+        )
     if media_type in image.MEDIA_TYPES and field == "inputs" and manifest.value_range is not None:
         pixels = image.read(body, manifest.shape, manifest.value_range, "the image")
         return _Rows(manifest, options, pixels[None])

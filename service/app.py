@@ -65,7 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 class RequestId:
-    """Pure ASGI middleware: takes the caller's ``X-Request-ID`` if it is a plain one, else makes one, and returns it."""
+    """Pure ASGI middleware: takes the caller's ``X-Request-ID`` if it is a plain one, else makes one; returns it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

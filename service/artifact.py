@@ -21,7 +21,6 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-FORMAT_VERSION = 1
 METHODS = ["log_prob", "encode", "decode", "statistics"]
 ROUND_TRIP_TOLERANCE = 1e-2  # of decode(encode(x)), in pixel units or standard deviations of a column
 
@@ -95,7 +94,7 @@ class Golden(_Part):
 class Manifest(_Part):
     """What an artifact says of itself; DESIGN of the format: one JSON object, unknown keys refused."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     version: str = Field(pattern=r"^[0-9a-f]{12}$")
     description: str
@@ -167,7 +166,9 @@ def script(module: torch.nn.Module) -> dict[str, bytes]:
     with _torchscript():
         torch.jit.save(torch.jit.script(module), buffer)
     with zipfile.ZipFile(buffer) as archive:
-        return {info.filename: archive.read(info) for info in archive.infolist() if not info.filename.endswith(".debug_pkl")}
+        return {
+            info.filename: archive.read(info) for info in archive.infolist() if not info.filename.endswith(".debug_pkl")
+        }
 
 
 def version_of(records: dict[str, bytes]) -> str:
@@ -184,7 +185,9 @@ def pack(records: dict[str, bytes], manifest: Manifest | None = None) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         root = next(iter(records)).partition("/")[0]
-        written = records if manifest is None else {**records, f"{root}/{_MANIFEST}": manifest.model_dump_json().encode()}
+        written = (
+            records if manifest is None else {**records, f"{root}/{_MANIFEST}": manifest.model_dump_json().encode()}
+        )
         for name, data in written.items():
             archive.writestr(zipfile.ZipInfo(name), data)  # ZipInfo: a fixed date, so equal contents give equal bytes
         archive.comment = b" " * _COMMENT_BYTES
@@ -195,7 +198,7 @@ def pack(records: dict[str, bytes], manifest: Manifest | None = None) -> bytes:
 def load_records(records: dict[str, bytes]) -> torch.jit.ScriptModule:
     """Load a module from records."""
     with _torchscript():
-        module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(pack(records)), map_location="cpu")
+        module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(pack(records)), "cpu")  # type: ignore[no-untyped-call]
     return module.eval()
 
 
@@ -237,12 +240,16 @@ def open_artifact(path: Path) -> Artifact:
         field = ".".join(map(str, first["loc"])) or "manifest"
         raise ArtifactError(f"{path}: manifest field {field!r}: {first['msg']}") from error
     if manifest.version != version_of(records):
-        raise ArtifactError(f"{path}: manifest field 'version' is {manifest.version}, but the records are {version_of(records)}")
+        raise ArtifactError(
+            f"{path}: manifest field 'version' is {manifest.version}, but the records are {version_of(records)}"
+        )
     try:
         with _torchscript():
-            module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(data), map_location="cpu")
+            module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(data), "cpu")  # type: ignore[no-untyped-call]
     except RuntimeError as error:
-        raise ArtifactError(f"{path}: torch {torch.__version__} cannot load it (exported by {manifest.torch_version})") from error
+        raise ArtifactError(
+            f"{path}: torch {torch.__version__} cannot load it (exported by {manifest.torch_version})"
+        ) from error
     module.eval()
     missing = [name for name in manifest.methods if not hasattr(module, name)]
     if missing:
@@ -263,11 +270,16 @@ def check_golden(artifact: Artifact, origin: str) -> None:
         raise ArtifactError(f"{origin}: golden case: log_prob is {log_prob.tolist()}, expected {golden.log_prob}")
     error = np.abs(latents.numpy() - np.asarray(golden.latents)).max()
     if not error <= ROUND_TRIP_TOLERANCE:
-        raise ArtifactError(f"{origin}: golden case: latents differ by {error:.3g}, expected at most {ROUND_TRIP_TOLERANCE}")
+        raise ArtifactError(
+            f"{origin}: golden case: latents differ by {error:.3g}, expected at most {ROUND_TRIP_TOLERANCE}"
+        )
     scale = 1.0 if manifest.kind == "image" else np.array([column.std for column in manifest.columns])
     error = (np.abs(decoded.numpy() - x) / scale).max()
     if not error <= ROUND_TRIP_TOLERANCE:
-        raise ArtifactError(f"{origin}: golden case: decode(encode(x)) differs from x by {error:.3g}, expected at most {ROUND_TRIP_TOLERANCE}")
+        raise ArtifactError(
+            f"{origin}: golden case: decode(encode(x)) differs from x by {error:.3g}, "
+            f"expected at most {ROUND_TRIP_TOLERANCE}"
+        )
 
 
 def _read_whole(path: Path) -> bytes:
@@ -284,9 +296,9 @@ def _read_whole(path: Path) -> bytes:
     return data
 
 
-class _torchscript(warnings.catch_warnings):  # noqa: N801 (a context manager, used like a function)
+class _torchscript(warnings.catch_warnings):
     """Silence torch's notice that TorchScript is deprecated; it stays the format (see docs) and torch is pinned."""
 
-    def __enter__(self) -> None:  # type: ignore[override]
+    def __enter__(self) -> None:
         super().__enter__()
         warnings.filterwarnings("ignore", message=r".*torch\.jit\..* is deprecated", category=DeprecationWarning)

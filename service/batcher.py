@@ -72,7 +72,8 @@ class Batcher(Generic[Key]):
         Unavailable, or what ``run`` raised.
         """
         chunks = [
-            _Chunk(key, rows[start : start + self._max_batch_rows]) for start in range(0, len(rows), self._max_batch_rows)
+            _Chunk(key, rows[start : start + self._max_batch_rows])
+            for start in range(0, len(rows), self._max_batch_rows)
         ]
         self._enqueue(chunks, len(rows))
         results = await asyncio.gather(*(asyncio.wrap_future(chunk.future) for chunk in chunks))

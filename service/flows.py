@@ -122,7 +122,10 @@ class Flows:
             return 0.0
         smallest = scores.smallest_p_value(len(calibration.values))
         if alpha is not None and alpha < smallest:
-            raise Unprocessable(f"alpha must be at least {smallest:.6g}, the smallest p-value of {len(calibration.values)} calibration rows")
+            rows = len(calibration.values)
+            raise Unprocessable(
+                f"alpha must be at least {smallest:.6g}, the smallest p-value of {rows} calibration rows"
+            )
         return calibration.alpha if alpha is None else alpha
 
 

@@ -46,4 +46,8 @@ def _ranges(accept: str) -> list[tuple[str, float]]:
 
 def _matches(media_range: str, media_type: str) -> bool:
     kind, _, subtype = media_range.partition("/")
-    return media_range in ("*/*", "*") or media_range == media_type or (subtype == "*" and media_type.startswith(f"{kind}/"))
+    return (
+        media_range in ("*/*", "*")
+        or media_range == media_type
+        or (subtype == "*" and media_type.startswith(f"{kind}/"))
+    )

@@ -7,6 +7,7 @@ and its options are taken from service.options, which is also what validates the
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -42,7 +43,7 @@ def _options_schema(options: type[BaseModel]) -> dict[str, Schema]:
     return {name: _inline(value, definitions) for name, value in schema["properties"].items()}
 
 
-def _inline(schema: Any, definitions: dict[str, Schema]) -> Any:
+def _inline(schema: Any, definitions: dict[str, Schema]) -> Any:  # noqa: ANN401 (any JSON value)
     if isinstance(schema, list):
         return [_inline(item, definitions) for item in schema]
     if not isinstance(schema, dict):
@@ -57,10 +58,14 @@ def _query_parameters(options: type[Options]) -> list[Schema]:
     for name, schema in _options_schema(options).items():
         value = next((part for part in schema.get("anyOf", []) if part.get("type") != "null"), schema)
         members = value["properties"] if value.get("type") == "object" else None
-        for full_name, part in {f"{name}_{key}": member for key, member in members.items()}.items() if members else [(name, value)]:
+        for full_name, part in (
+            {f"{name}_{key}": member for key, member in members.items()}.items() if members else [(name, value)]
+        ):
             text = part.get("description", schema.get("description", ""))
             plain = {key: entry for key, entry in part.items() if key not in ("description", "default")}
-            parameters.append({"name": full_name, "in": "query", "required": False, "description": text, "schema": plain})
+            parameters.append(
+                {"name": full_name, "in": "query", "required": False, "description": text, "schema": plain}
+            )
     return parameters
 
 
@@ -69,7 +74,10 @@ def _object(properties: dict[str, Schema], required: list[str]) -> Schema:
 
 
 def _answer_json(properties: dict[str, Schema], required: list[str]) -> dict[str, Any]:
-    names = {"model": {"type": "string"}, "version": {"type": "string", "description": "First 12 hex digits of the flow's digest."}}
+    names = {
+        "model": {"type": "string"},
+        "version": {"type": "string", "description": "First 12 hex digits of the flow's digest."},
+    }
     return {json_body.MEDIA_TYPE: {"schema": _object({**names, **properties}, [*names, *required])}}
 
 
@@ -95,7 +103,10 @@ def _error(kind: type[errors.ServiceError]) -> dict[int | str, dict[str, Any]]:
 
 
 def _route(
-    answer: dict[str, Any], errors_of: list[type[errors.ServiceError]], parameters: list[Schema], body: dict[str, Any] | None = None
+    answer: dict[str, Any],
+    errors_of: Sequence[type[errors.ServiceError]],
+    parameters: list[Schema],
+    body: dict[str, Any] | None = None,
 ) -> Route:
     responses: dict[int | str, dict[str, Any]] = {200: {"description": "Success.", "content": answer}}
     for kind in errors_of:
@@ -160,7 +171,8 @@ LOG_LIKELIHOOD = _route(
 ENCODE = _route(
     {
         **_answer_json(
-            {"latents": {"type": "array", "items": _NUMBERS}, "log_likelihood": _LOG_LIKELIHOOD}, ["latents", "log_likelihood"]
+            {"latents": {"type": "array", "items": _NUMBERS}, "log_likelihood": _LOG_LIKELIHOOD},
+            ["latents", "log_likelihood"],
         ),
         **_binary_answers(npy.MEDIA_TYPE),
     },
@@ -200,7 +212,9 @@ _OBJECT = {"type": "object"}
 MODELS = _route(
     {
         json_body.MEDIA_TYPE: {
-            "schema": _object({"default": {"type": "string"}, "models": {"type": "array", "items": _OBJECT}}, ["default", "models"])
+            "schema": _object(
+                {"default": {"type": "string"}, "models": {"type": "array", "items": _OBJECT}}, ["default", "models"]
+            )
         }
     },
     _READY,
@@ -209,7 +223,9 @@ MODELS = _route(
 MODEL = _route({json_body.MEDIA_TYPE: {"schema": _OBJECT}}, _MODEL, [])
 EXAMPLE = _route(
     {
-        json_body.MEDIA_TYPE: {"schema": _object({"model": {"type": "string"}, "inputs": _INPUTS}, ["model", "inputs"])},
+        json_body.MEDIA_TYPE: {
+            "schema": _object({"model": {"type": "string"}, "inputs": _INPUTS}, ["model", "inputs"])
+        },
         **_binary_answers(npy.MEDIA_TYPE, image.MEDIA_TYPES[0]),
     },
     [errors.NotAcceptable, errors.Unprocessable, *_MODEL],

@@ -46,7 +46,7 @@ class ScoreOptions(RowOptions):
     )
     dequantization: Dequantization | None = Field(
         None,
-        description="Average the likelihood over uniform noise on whole-number inputs. Score and p-value are not affected.",
+        description="Average the likelihood over uniform noise on whole numbers; score and p-value are not affected.",
     )
 
 
@@ -57,7 +57,9 @@ class SampleOptions(Options):
     temperature: float | None = Field(
         None, ge=0, le=100, description="Standard deviation of the latent noise; the model's own if absent."
     )
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Same seed, same samples; drawn and returned if absent.")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Same seed, same samples; drawn and returned if absent."
+    )
 
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)

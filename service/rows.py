@@ -39,7 +39,9 @@ def inputs_from_array(array: Array, manifest: Manifest) -> Array:
         outside = (array < low) | (array > high)
         if outside.any():
             position = np.argwhere(outside)[0]
-            raise Unprocessable(f"{_path('inputs', position)} is {array[tuple(position)]}; pixels must lie in [{low}, {high}]")
+            raise Unprocessable(
+                f"{_path('inputs', position)} is {array[tuple(position)]}; pixels must lie in [{low}, {high}]"
+            )
     return np.ascontiguousarray(array, manifest.input_dtype).reshape(-1, *manifest.shape)
 
 

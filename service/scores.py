@@ -12,7 +12,7 @@ FloatArray = npt.NDArray[np.float64]
 
 def bits_per_dim(log_likelihood: FloatArray, num_dims: int) -> FloatArray:
     """-log_likelihood / (D ln 2): nats per input -> bits per dimension."""
-    return -log_likelihood / (num_dims * math.log(2))
+    return -log_likelihood / np.float64(num_dims * math.log(2))
 
 
 def negative_log_likelihood(log_likelihood: FloatArray) -> FloatArray:
@@ -27,7 +27,8 @@ def p_values(scores: FloatArray, calibration: FloatArray) -> FloatArray:
     value is 1 / (m + 1). Source: Bates et al. 2023 (arXiv:2104.08279), section 2.
     """
     at_least = len(calibration) - np.searchsorted(calibration, scores, side="left")
-    return (1.0 + at_least) / (len(calibration) + 1.0)
+    p_value: FloatArray = (1.0 + at_least) / (len(calibration) + 1.0)
+    return p_value
 
 
 def smallest_p_value(num_calibration: int) -> float:
@@ -36,9 +37,10 @@ def smallest_p_value(num_calibration: int) -> float:
 
 
 def log_mean_exp(values: FloatArray) -> FloatArray:
-    """log of the mean of exp along the last axis, without overflow: (N, K) -> (N,).
+    """Log of the mean of exp along the last axis, without overflow: (N, K) -> (N,).
 
     Over log p(x + u_k) with uniform noise u_k it estimates log P(x), the tighter the larger K.
     """
     highest = values.max(-1, keepdims=True)
-    return highest[..., 0] + np.log(np.exp(values - highest).mean(-1))
+    result: FloatArray = highest[..., 0] + np.log(np.exp(values - highest).mean(-1))
+    return result

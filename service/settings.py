@@ -28,21 +28,32 @@ class Settings(BaseSettings):
         [EMBEDDED_ARTIFACTS], min_length=1, description="Artifacts, or folders of them, as a JSON list of paths."
     )
     default_model: str | None = Field(
-        None, description="Model that answers requests that name none; unset: fashion-mnist if served, else the first by name."
+        None,
+        description="Model that answers requests that name none; unset: fashion-mnist if served, else the first.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the model runs; auto takes a GPU if there is one.")
-    threads: int = Field(0, ge=0, le=1024, description="Threads of one forward pass on the CPU; 0: as many as the process may use.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the model runs; auto takes a GPU if there is one."
+    )
+    threads: int = Field(
+        0, ge=0, le=1024, description="Threads of one forward pass on the CPU; 0: as many as the process may use."
+    )
     max_batch_rows: int = Field(64, ge=1, le=65536, description="Rows of one forward pass.")
     max_request_rows: int = Field(4096, ge=1, description="Rows of one request, dequantization samples counted.")
     max_queue_rows: int = Field(16384, ge=1, description="Rows waiting for the engine before requests get 429.")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Bytes of one request body.")
-    deadline_s: float = Field(60.0, gt=0, le=3600, description="Seconds from a request's arrival to its answer, else 504.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log record written.")
+    deadline_s: float = Field(
+        60.0, gt=0, le=3600, description="Seconds from a request's arrival to its answer, else 504."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log record written."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
         if not (self.allow_anonymous or is_loopback(self.host)):
-            raise ValueError(f"host {self.host!r} is a public address: set GLOW_ALLOW_ANONYMOUS=true to serve callers without keys")
+            raise ValueError(
+                f"host {self.host!r} is a public address: set GLOW_ALLOW_ANONYMOUS=true to serve callers without keys"
+            )
         if self.max_queue_rows < self.max_request_rows:
             raise ValueError(
                 f"max_queue_rows ({self.max_queue_rows}) must be at least max_request_rows ({self.max_request_rows}), "

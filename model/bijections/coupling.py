@@ -37,7 +37,10 @@ class AffineCoupling(Bijection):
     def __init__(self, mask: Tensor, net: nn.Module, max_log_scale: float = 1.0, additive: bool = False) -> None:
         super().__init__()
         if not 0 < mask.sum() < mask.numel():
-            raise ValueError(f"a coupling must copy a part of its input and change the rest, got a mask of {mask.unique().tolist()}")
+            raise ValueError(
+                f"a coupling must copy a part of its input and change the rest, "
+                f"got a mask of {int(mask.sum())} ones in {mask.numel()}"
+            )
         if max_log_scale <= 0:
             raise ValueError(f"max_log_scale must be > 0 nats, got {max_log_scale}")
         self.register_buffer("mask", mask)

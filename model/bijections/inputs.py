@@ -8,8 +8,6 @@ from torch import Tensor
 from model.bijections.base import Bijection, sum_per_input
 
 
-
-
 class Pixels(Bijection):
     """Turn pixel values into standard normal ones by their marginal distribution: z = Phi^-1(F(x)).
 
@@ -66,7 +64,8 @@ class Standardize(Bijection):
     """Per-dimension affine map to zero mean and unit variance: z = (x - mean) / std, in float64.
 
     log_det = -sum(log std), nats. x: (B, C, H, W) float64; mean, std: (C, H, W). In float64, so that a column like
-    1e9 + small keeps its digits; the flow casts the answer to its own precision. Raises ValueError where std is not positive and finite.
+    1e9 + small keeps its digits; the flow casts the answer to its own precision. Raises ValueError where std is not
+    positive and finite.
     """
 
     mean: Tensor
@@ -76,7 +75,9 @@ class Standardize(Bijection):
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         if not bool(torch.all((std > 0) & torch.isfinite(std))):
-            raise ValueError(f"std must be positive and finite in every dimension, got {std.min().item()}..{std.max().item()}")
+            raise ValueError(
+                f"std must be positive and finite in every dimension, got {std.min().item()}..{std.max().item()}"
+            )
         self.register_buffer("mean", mean.double())
         self.register_buffer("std", std.double())
         self.register_buffer("log_slopes", -std.double().log())

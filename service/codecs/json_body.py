@@ -39,7 +39,9 @@ def read_numbers(value: object, name: str) -> npt.NDArray[np.float64]:
 
 def write(values: dict[str, Any]) -> bytes:
     """Serialise an object whose values may be arrays."""
-    ready = {key: np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value for key, value in values.items()}
+    ready = {
+        key: np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value for key, value in values.items()
+    }
     return orjson.dumps(ready, option=orjson.OPT_SERIALIZE_NUMPY)
 
 

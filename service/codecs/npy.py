@@ -34,8 +34,7 @@ def read(body: bytes) -> npt.NDArray[Any]:
     expected, actual = math.prod(shape) * dtype.itemsize, len(body) - stream.tell()
     if expected != actual:
         raise BadRequest(f"the header announces {expected} bytes of data, but {actual} follow")
-    array = np.frombuffer(body, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran_order else "C")
-    return array
+    return np.frombuffer(body, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran_order else "C")
 
 
 def write(array: npt.NDArray[Any]) -> bytes:
