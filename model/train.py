@@ -26,6 +26,7 @@ from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from model.cli import run_command
 from model.columns import add_column_noise, describe_columns, standardizer
 from model.data import Kind
+from model.distributed import Processes
 from model.glow import Glow, build_glow
 from model.likelihood import bits_per_dim, dequantize, standard_normal_log_prob
 from model.plots import save_curves, save_sample_grid
@@ -41,8 +42,16 @@ NUM_GRID_SAMPLES = 64
 class Trainer:
     """One run: the flow, its averaged copy, the optimizer and the history, from step 0 or from a checkpoint."""
 
-    def __init__(self, recipe: Recipe, splits: Splits, checkpoint: Checkpoint | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, splits: Splits, checkpoint: Checkpoint | None = None, processes: Processes | None = None
+    ) -> None:
         self.recipe = recipe
+        self.processes = processes or Processes()
+        if recipe.training.batch_size % self.processes.size:
+            raise RecipeError(
+                f"training.batch_size must be a multiple of the {self.processes.size} processes, "
+                f"got {recipe.training.batch_size}"
+            )
         self.shape = splits.fit.shape
         self.kind: Kind = splits.fit.kind
         self.unit = "bits/dim" if self.kind == "image" else "nats"
@@ -64,7 +73,11 @@ class Trainer:
         average = get_ema_multi_avg_fn(training.ema_decay)  # type: ignore[no-untyped-call]
         self.averaged = AveragedModel(self.flow, multi_avg_fn=average)
         self.optimizer = torch.optim.AdamW(
-            self.flow.parameters(), lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=training.weight_decay
+            self.flow.parameters(),
+            lr=training.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=training.weight_decay,
+            fused=True,
         )
         self.step, self.seconds, self.best = 0, 0.0, math.inf
         self.history: list[dict[str, float]] = []
@@ -108,33 +121,44 @@ class Trainer:
         """Negative log-likelihood, mean over the batch: bits/dim of images, nats of vectors."""
         return (bits_per_dim(log_prob, math.prod(self.shape)) if self.kind == "image" else -log_prob).mean()
 
-    def train_step(self) -> dict[str, float]:
-        """Take one step; a step whose gradient is not finite changes nothing but the count."""
+    def train_step(self, stop: bool = False) -> tuple[dict[str, float], bool]:
+        """Take one step; a step whose gradient is not finite changes nothing but the count.
+
+        Returns its figures, and whether any process was asked to ``stop``: all must do so after the same step.
+        """
         training = self.recipe.training
         generator = _generator(training.seed, self.step + 1)
-        torch.manual_seed(generator.initial_seed())  # dropout
-        rows = self.fit[self._batch_rows()]
+        torch.manual_seed(training.seed + 2**20 * self.step + self.processes.rank)  # dropout
+        noisy = self.noisy(self.fit[self._batch_rows()], generator, training.noise)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, training)
         self.flow.train()
-        z, log_det = self.flow(self.noisy(rows, generator, training.noise))
+        z, log_det = self.flow(self.processes.share(noisy))
         log_normal = standard_normal_log_prob(z)
         loss = self.loss(log_normal + log_det)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        figures = torch.stack(
+            [loss.detach(), log_normal.mean().detach(), log_det.mean().detach(), loss.new_tensor(stop)]
+        )
+        figures = figures.float()
+        self.processes.average(
+            [figures, *(parameter.grad for parameter in self.flow.parameters() if parameter.grad is not None)]
+        )
         grad_norm = torch.nn.utils.clip_grad_norm_(self.flow.parameters(), training.max_grad_norm)
         finite = bool(torch.isfinite(grad_norm))
         if finite:
             self.optimizer.step()
             self.averaged.update_parameters(self.flow)
         self.step += 1
+        mean_loss, mean_log_normal, mean_log_det, stopping = figures.tolist()
         return {
-            "loss": loss.item(),
-            "log_normal": log_normal.mean().item(),
-            "log_det": log_det.mean().item(),
+            "loss": mean_loss,
+            "log_normal": mean_log_normal,
+            "log_det": mean_log_det,
             "grad_norm": grad_norm.item(),
             "skipped": float(not finite),
-        }
+        }, stopping > 0
 
     def _batch_rows(self) -> Tensor:
         """Pick the rows of this step: every epoch is a new shuffle, and a batch may span two epochs."""
@@ -158,12 +182,14 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self) -> float:
         """Validation loss of the averaged flow, under the same noise every time."""
-        generator = _generator(EVALUATION_SEED, 0)
         flow = self.averaged_flow()
-        log_probs = [
-            flow.log_prob(self.noisy(rows, generator)) for rows in torch.split(self.validation, EVALUATION_BATCH)
-        ]
-        return self.loss(torch.cat(log_probs)).item()
+        total = torch.zeros((), dtype=torch.float64)
+        for batch, rows in enumerate(torch.split(self.validation, EVALUATION_BATCH)):
+            if batch % self.processes.size == self.processes.rank:
+                noisy = self.noisy(rows, _generator(EVALUATION_SEED, batch))
+                total += self.loss(flow.log_prob(noisy)) * len(rows)
+        self.processes.average([total])
+        return total.item() * self.processes.size / len(self.validation)
 
 
 def learning_rate(step: int, training: TrainingRecipe) -> float:
@@ -184,36 +210,33 @@ def train(trainer: Trainer, out: Path, progress: bool = True) -> bool:
 
     Returns whether the run is complete. A signal lets the current step finish, so a checkpoint is never torn.
     """
-    training = trainer.recipe.training
+    training, leads = trainer.recipe.training, trainer.processes.leads
     out.mkdir(parents=True, exist_ok=True)
     recent: list[dict[str, float]] = []
     started = time.monotonic() - trainer.seconds
+    stopping = False
+    quiet = not (leads and progress)
     with (
         _StopOnSignal() as stop,
-        tqdm(total=training.steps, initial=trainer.step, unit="step", disable=None if progress else True) as bar,
+        tqdm(total=training.steps, initial=trainer.step, unit="step", disable=quiet or None) as bar,
     ):
-        plain = bar.disable and progress
-        while trainer.step < training.steps and not stop.requested:
-            recent.append(trainer.train_step())
-            trainer.seconds = time.monotonic() - started
+        while trainer.step < training.steps and not stopping:
+            figures, stopping = trainer.train_step(stop.requested)
+            recent.append(figures)
             bar.update()
-            done = trainer.step == training.steps
-            if trainer.step % training.evaluate_every == 0 or done:
-                _evaluate(trainer, recent, out)
+            trainer.seconds = time.monotonic() - started
+            if trainer.step % training.evaluate_every == 0 or trainer.step == training.steps:
+                message = _evaluate(trainer, recent, out)
                 recent = []
-                latest = trainer.history[-1]
-                message = (
-                    f"loss {latest['loss']:.3f} validation {latest['validation']:.3f} {trainer.unit}, "
-                    f"{latest['rows_per_s']:.0f} rows/s"
-                )
                 bar.set_postfix_str(message)
-                if plain:
+                if bar.disable and not quiet:
                     print(f"step {trainer.step}/{training.steps}: {message}", flush=True)
                 trainer.seconds = time.monotonic() - started
             elif trainer.step % 20 == 0:
-                bar.set_postfix_str(f"loss {recent[-1]['loss']:.3f} {trainer.unit}, {_rows_per_s(trainer):.0f} rows/s")
-            if trainer.step % training.checkpoint_every == 0 or done:
+                bar.set_postfix_str(f"loss {figures['loss']:.3f} {trainer.unit}, {_rows_per_s(trainer):.0f} rows/s")
+            if leads and trainer.step % training.checkpoint_every == 0:
                 save_checkpoint(trainer.checkpoint(), out / "last.pt")
+    if leads:
         save_checkpoint(trainer.checkpoint(), out / "last.pt")
         if not (out / "best.pt").exists():
             save_checkpoint(trainer.checkpoint(), out / "best.pt")
@@ -224,20 +247,23 @@ def _rows_per_s(trainer: Trainer) -> float:
     return trainer.step * trainer.recipe.training.batch_size / trainer.seconds
 
 
-def _evaluate(trainer: Trainer, recent: list[dict[str, float]], out: Path) -> None:
+def _evaluate(trainer: Trainer, recent: list[dict[str, float]], out: Path) -> str:
+    """Measure the averaged flow, keep it if it is the best, draw the pictures; returns a line for the log."""
     mean = {name: sum(step[name] for step in recent) / len(recent) for name in recent[0]}
     mean["skipped"] = sum(step["skipped"] for step in recent)
     validation = trainer.evaluate()
     trainer.history.append({"step": trainer.step, **mean, "validation": validation, "rows_per_s": _rows_per_s(trainer)})
-    if validation < trainer.best:
-        trainer.best = validation
-        save_checkpoint(trainer.checkpoint(), out / "best.pt")
-    save_curves(trainer.history, trainer.unit, out / "curves.png")
-    if trainer.kind == "image":
-        z = torch.randn(NUM_GRID_SAMPLES, math.prod(trainer.shape), generator=_generator(EVALUATION_SEED, 1))
-        with torch.no_grad():
-            samples, _ = trainer.averaged_flow().inverse(z * trainer.recipe.artifact.temperature)
-        save_sample_grid(samples.numpy(), 2**trainer.recipe.model.bits - 1, out / "samples.png")
+    improved, trainer.best = validation < trainer.best, min(validation, trainer.best)
+    if trainer.processes.leads:
+        if improved:
+            save_checkpoint(trainer.checkpoint(), out / "best.pt")
+        save_curves(trainer.history, trainer.unit, out / "curves.png")
+        if trainer.kind == "image":
+            z = torch.randn(NUM_GRID_SAMPLES, math.prod(trainer.shape), generator=_generator(EVALUATION_SEED, 2**20))
+            with torch.no_grad():
+                samples, _ = trainer.averaged_flow().inverse(z * trainer.recipe.artifact.temperature)
+            save_sample_grid(samples.numpy(), 2**trainer.recipe.model.bits - 1, out / "samples.png")
+    return f"loss {mean['loss']:.3f} validation {validation:.3f} {trainer.unit}, {_rows_per_s(trainer):.0f} rows/s"
 
 
 class _StopOnSignal:
@@ -307,8 +333,13 @@ def main(argv: list[str]) -> None:
     if args.resume and not last.exists():
         raise RecipeError(f"--resume: {last} does not exist")
     splits = load_splits(recipe.data, args.data_dir)
-    trainer = _build(lambda: Trainer(recipe, splits, load_checkpoint(last) if args.resume else None), recipe)
+    processes = Processes()
+    checkpoint = load_checkpoint(last) if args.resume else None
+    trainer = _build(lambda: Trainer(recipe, splits, checkpoint, processes), recipe)
     complete = train(trainer, out)
+    processes.close()
+    if not processes.leads:
+        return
     write_report(trainer, splits, out)
     outcome = "finished" if complete else "stopped"
     print(f"{outcome} at step {trainer.step}: best validation {trainer.best:.4f} {trainer.unit}, {out}/best.pt")

@@ -1,0 +1,267 @@
+"""Laws of every bijection: a table of constructors times the laws. Adding a bijection is adding a row."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.bijections import (
+    ActNorm,
+    AffineCoupling,
+    Bijection,
+    Chain,
+    ChannelAffine,
+    InvertibleConv1x1,
+    Permutation,
+    Pixels,
+    Split,
+    Squeeze,
+    Standardize,
+    channel_mask,
+    checkerboard_mask,
+)
+from model.nets import ConvNet, ResidualMLP
+
+SHAPE = (4, 4, 4)
+VECTOR = (5, 1, 1)
+
+
+class SplitAsBijection(Bijection):
+    """A Split seen as one map, kept and eps side by side, so that the table's laws apply to it."""
+
+    def __init__(self, split: Split) -> None:
+        super().__init__()
+        self.split = split
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        kept, eps, log_det = self.split(x)
+        return torch.cat([kept, eps], 1), log_det
+
+    @torch.jit.export
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        kept, eps = z.chunk(2, 1)
+        x, log_det = self.split.inverse(kept, eps)
+        return x, log_det
+
+
+def conv_net(out_channels: int) -> nn.Module:
+    return ConvNet(SHAPE[0], out_channels, SHAPE[1:], width=6, num_blocks=1)
+
+
+def uneven_probabilities() -> Tensor:
+    values = torch.arange(1, 17, dtype=torch.float64)
+    return values / values.sum()
+
+
+BIJECTIONS: dict[str, tuple[Callable[[], Bijection], tuple[int, int, int]]] = {
+    "actnorm": (lambda: ActNorm(4), SHAPE),
+    "conv1x1": (lambda: InvertibleConv1x1(4), SHAPE),
+    "permutation": (lambda: Permutation([2, 0, 3, 1]), SHAPE),
+    "coupling by channels": (lambda: AffineCoupling(channel_mask(SHAPE), conv_net(8)), SHAPE),
+    "coupling by the other channels": (lambda: AffineCoupling(channel_mask(SHAPE, 1), conv_net(8)), SHAPE),
+    "coupling by pixels": (lambda: AffineCoupling(checkerboard_mask(SHAPE), conv_net(8), 2.0), SHAPE),
+    "coupling by the other pixels": (lambda: AffineCoupling(checkerboard_mask(SHAPE, 1), conv_net(8)), SHAPE),
+    "additive coupling": (lambda: AffineCoupling(channel_mask(SHAPE), conv_net(4), additive=True), SHAPE),
+    "coupling of an odd vector": (lambda: AffineCoupling(channel_mask(VECTOR), ResidualMLP(5, 10, 8, 1)), VECTOR),
+    "squeeze": (Squeeze, SHAPE),
+    "split": (lambda: SplitAsBijection(Split(ConvNet(2, 4, SHAPE[1:], 6, 1))), SHAPE),
+    "pixels": (lambda: Pixels(uneven_probabilities()), SHAPE),
+    "standardize": (lambda: Standardize(torch.rand(SHAPE), torch.rand(SHAPE) + 0.5), SHAPE),
+    "chain": (lambda: Chain([Squeeze(), ActNorm(16), InvertibleConv1x1(16)]), SHAPE),
+}
+
+
+@pytest.fixture(params=BIJECTIONS, ids=lambda name: name.replace(" ", "-"))
+def case(request: pytest.FixtureRequest) -> tuple[Bijection, Tensor]:
+    """A bijection in float64 with perturbed parameters (at initialisation many are the identity), and inputs to it."""
+    torch.manual_seed(0)
+    build, shape = BIJECTIONS[request.param]
+    bijection = build().double().eval()
+    with torch.no_grad():
+        for parameter in bijection.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    if request.param == "pixels":
+        x = 16 * torch.rand(3, *shape, dtype=torch.float64) - 0.5
+    return bijection, x
+
+
+def test_inverse_of_forward_is_the_input(case: tuple[Bijection, Tensor]) -> None:
+    bijection, x = case
+    torch.testing.assert_close(bijection.inverse(bijection(x)[0])[0], x, rtol=0, atol=1e-9)
+
+
+def test_log_det_is_that_of_the_autodiff_jacobian(case: tuple[Bijection, Tensor]) -> None:
+    bijection, x = case
+    for row in range(len(x)):
+        jacobian = torch.autograd.functional.jacobian(  # type: ignore[no-untyped-call]
+            lambda flat: bijection(flat.reshape(1, *x.shape[1:]))[0].flatten(), x[row].flatten()
+        )
+        torch.testing.assert_close(bijection(x)[1][row], torch.linalg.slogdet(jacobian)[1], rtol=0, atol=1e-9)
+
+
+def test_log_det_of_the_inverse_is_minus_that_of_forward(case: tuple[Bijection, Tensor]) -> None:
+    bijection, x = case
+    z, log_det = bijection(x)
+    torch.testing.assert_close(bijection.inverse(z)[1], -log_det, rtol=0, atol=1e-9)
+
+
+def test_log_det_is_one_float64_per_input(case: tuple[Bijection, Tensor]) -> None:
+    bijection, x = case
+    _, log_det = bijection(x)
+    assert (log_det.shape, log_det.dtype) == ((len(x),), torch.float64)
+
+
+def test_scripted_answers_as_eager(case: tuple[Bijection, Tensor]) -> None:
+    bijection, x = case
+    scripted = torch.jit.script(bijection)
+    z, log_det = bijection(x)
+    for expected, actual in zip((z, log_det), scripted(x), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    for expected, actual in zip(bijection.inverse(z), scripted.inverse(z), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_a_row_alone_is_answered_as_in_a_batch(case: tuple[Bijection, Tensor]) -> None:
+    bijection, x = case
+    z, log_det = bijection(x)
+    alone_z, alone_log_det = bijection(x[1:2])
+    torch.testing.assert_close(alone_z[0], z[1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(alone_log_det[0], log_det[1], rtol=0, atol=1e-12)
+
+
+def test_channel_affine_layers_know_their_matrix(case: tuple[Bijection, Tensor]) -> None:
+    bijection, x = case
+    if not isinstance(bijection, ChannelAffine):
+        pytest.skip("not an affine map of the channels")
+    weight, bias, log_det = bijection.affine()
+    z, total = bijection(x)
+    torch.testing.assert_close(torch.einsum("oc,bchw->bohw", weight, x) + bias[:, None, None], z)
+    torch.testing.assert_close((log_det * SHAPE[1] * SHAPE[2]).expand(len(x)), total)
+
+
+# Worked cases.
+
+
+def test_doubling_and_shifting_a_uniform_variable_halves_its_density() -> None:
+    x_of_z = ActNorm(1).double()  # x = 2 z + 1 = exp(log 2) * (z + 1/2)
+    with torch.no_grad():
+        x_of_z.bias.fill_(0.5)
+        x_of_z.log_scale.fill_(torch.tensor(2.0).log())
+    x = torch.tensor([1.0, 2.0, 2.9], dtype=torch.float64)[:, None, None, None]
+    z, log_det = x_of_z.inverse(x)
+    assert ((z > -1e-12) & (z < 1)).all()
+    torch.testing.assert_close(log_det.exp(), torch.full((3,), 0.5, dtype=torch.float64))  # p(z) = 1 on (0, 1)
+
+
+def test_determinant_of_z1_plus_z2_and_twice_z1_is_two() -> None:
+    layer = InvertibleConv1x1(2).double()
+    set_weight(layer, torch.tensor([[1.0, 1.0], [2.0, 0.0]], dtype=torch.float64))
+    z = torch.tensor([3.0, 4.0], dtype=torch.float64)[None, :, None, None]
+    x, log_det = layer(z)
+    assert x.flatten().tolist() == pytest.approx([7.0, 6.0])
+    assert log_det.exp().item() == pytest.approx(2.0)
+
+
+def test_permutation_matrix_sends_1_2_3_to_3_1_2() -> None:
+    x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)[None, :, None, None]
+    fixed = Permutation([2, 0, 1])
+    learned = InvertibleConv1x1(3).double()
+    set_weight(learned, fixed.affine()[0])
+    for layer in (fixed, learned):
+        z, log_det = layer(x)
+        assert z.flatten().tolist() == pytest.approx([3.0, 1.0, 2.0])
+        assert log_det.item() == pytest.approx(0.0)
+
+
+def test_log_det_of_a_1x1_convolution_is_pixels_times_that_of_its_matrix() -> None:
+    layer = InvertibleConv1x1(3).double()
+    with torch.no_grad():
+        layer.log_s.copy_(torch.tensor([0.3, -0.2, 0.5]))
+    expected = 4 * 5 * torch.linalg.slogdet(layer.weight())[1]
+    torch.testing.assert_close(layer(torch.randn(2, 3, 4, 5, dtype=torch.float64))[1], expected.expand(2))
+
+
+def test_log_det_of_a_chain_is_the_sum_over_its_layers() -> None:
+    layers: list[Bijection] = [ActNorm(4), InvertibleConv1x1(4), AffineCoupling(channel_mask(SHAPE), conv_net(8))]
+    for layer in layers:
+        for parameter in layer.parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    x = torch.randn(2, *SHAPE)
+    z, total = x, torch.zeros(2, dtype=torch.float64)
+    for layer in layers:
+        z, log_det = layer(z)
+        total = total + log_det
+    torch.testing.assert_close(Chain(layers)(x)[1], total)
+
+
+def test_actnorm_initialises_to_zero_mean_and_unit_variance_even_of_a_constant_channel() -> None:
+    x = 5 + 3 * torch.randn(64, 2, 4, 4)
+    x[:, 1] = 7
+    layer = ActNorm(2)
+    layer.initialize(x)
+    z, log_det = layer(x)
+    assert z[:, 0].mean().item() == pytest.approx(0, abs=1e-4)
+    assert z[:, 0].std().item() == pytest.approx(1, abs=1e-2)
+    assert torch.isfinite(z).all()
+    assert torch.isfinite(log_det).all()
+
+
+def test_actnorm_learns_nothing_from_a_forward_pass() -> None:
+    layer = ActNorm(2).train()
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    layer(5 + 3 * torch.randn(8, 2, 4, 4))
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_scale_of_a_coupling_is_bounded_whatever_its_network_answers() -> None:
+    class Huge(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1e6 * torch.ones(x.shape[0], 2 * x.shape[1], x.shape[2], x.shape[3])
+
+    log_scale, _ = AffineCoupling(channel_mask(SHAPE), Huge(), max_log_scale=0.7).scale_and_shift(
+        torch.zeros(1, *SHAPE)
+    )
+    assert log_scale.abs().max().item() == pytest.approx(0.7)
+
+
+def test_pixels_decode_inside_their_range_whatever_the_latent() -> None:
+    layer = Pixels(uneven_probabilities())
+    x, _ = layer.inverse(torch.tensor([-1e4, -9.0, 0.0, 9.0, 1e4])[:, None, None, None])
+    assert x.min() >= -0.5
+    assert x.max() <= 15.5
+
+
+def test_pixels_with_equal_probabilities_are_normal_quantiles_of_bin_centres() -> None:
+    x = torch.arange(4.0)[None, None, None]
+    z, _ = Pixels(torch.full((4,), 0.25))(x)
+    torch.testing.assert_close(torch.special.ndtr(z), (x.double() + 0.5) / 4)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Permutation([0, 0, 1]), "order must hold each of 0..2 once, got [0, 0, 1]"),
+        (lambda: AffineCoupling(torch.ones(SHAPE), nn.Identity()), "must copy a part of its input and change the rest"),
+        (lambda: AffineCoupling(channel_mask(SHAPE), nn.Identity(), 0.0), "max_log_scale must be > 0 nats, got 0.0"),
+        (lambda: Standardize(torch.zeros(2), torch.tensor([1.0, 0.0])), "std must be positive and finite"),
+        (lambda: Pixels(torch.tensor([1.5, -0.5])), "probabilities must be positive and sum to 1"),
+    ],
+)
+def test_wrong_arguments_are_named(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=r".") as raised:
+        build()
+    assert message in str(raised.value)
+
+
+def set_weight(layer: InvertibleConv1x1, weight: Tensor) -> None:
+    """Give the layer a matrix, through its LU parameters."""
+    permutation, lower, upper = torch.linalg.lu(weight)
+    with torch.no_grad():
+        layer.permutation.copy_(permutation)
+        layer.lower.copy_(lower.tril(-1))
+        layer.upper.copy_(upper.triu(1))
+        layer.sign.copy_(upper.diagonal().sign())
+        layer.log_s.copy_(upper.diagonal().abs().log())

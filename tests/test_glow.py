@@ -1,0 +1,189 @@
+"""Laws of whole flows: they are normalised densities, their samples follow them, and one class serves every input."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.bijections import ActNorm, Chain, InvertibleConv1x1, Standardize
+from model.glow import Glow, GlowConfig, build_glow, latent_shapes
+from model.likelihood import bits_per_dim, dequantize, standard_normal_log_prob
+
+SMALL = GlowConfig(num_steps=2, width=8)
+FLOWS = {
+    "grey image": ((1, 8, 8), replace(SMALL, num_levels=2)),
+    "28x28 in two levels": ((1, 28, 28), replace(SMALL, num_levels=2, num_steps=1)),
+    "colour image by alternating halves": ((3, 4, 4), replace(SMALL, partition="alternating")),
+    "colour image by pixels": ((3, 8, 4), replace(SMALL, num_levels=2, partition="checkerboard")),
+    "additive with the channels reversed by hand": ((2, 4, 4), replace(SMALL, coupling="additive", mixing="reverse")),
+    "two features": ((2,), SMALL),
+    "odd vector": ((5,), SMALL),
+}
+
+
+def perturbed(flow: Glow, scale: float = 0.2) -> Glow:
+    """A flow away from its initialisation, where couplings are the identity and prove nothing."""
+    torch.manual_seed(1)
+    flow = flow.double().eval().requires_grad_(False)
+    for parameter in flow.parameters():
+        parameter.add_(scale * torch.randn_like(parameter))
+    return flow
+
+
+@pytest.fixture(params=FLOWS, ids=lambda name: name.replace(" ", "-"))
+def case(request: pytest.FixtureRequest) -> tuple[Glow, Tensor]:
+    shape, config = FLOWS[request.param]
+    torch.manual_seed(0)
+    flow = perturbed(build_glow(shape, config))
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    return flow, x if len(shape) == 1 else 255 * torch.rand_like(x)
+
+
+def test_decode_of_encode_is_the_input(case: tuple[Glow, Tensor]) -> None:
+    flow, x = case
+    z, log_det = flow(x)
+    decoded, inverse_log_det = flow.inverse(z)
+    torch.testing.assert_close(decoded, x, rtol=0, atol=1e-7)
+    torch.testing.assert_close(inverse_log_det, -log_det, rtol=0, atol=1e-7)
+
+
+def test_latent_code_is_one_flat_vector_of_the_inputs_dimension(case: tuple[Glow, Tensor]) -> None:
+    flow, x = case
+    assert flow(x)[0].shape == (3, math.prod(x.shape[1:]))
+    assert sum(flow.latent_sizes) == math.prod(x.shape[1:])
+
+
+def test_log_det_of_the_flow_is_that_of_the_autodiff_jacobian(case: tuple[Glow, Tensor]) -> None:
+    flow, x = case
+    if math.prod(x.shape[1:]) > 100:
+        pytest.skip("a Jacobian of that size takes minutes")
+    jacobian = torch.autograd.functional.jacobian(  # type: ignore[no-untyped-call]
+        lambda flat: flow(flat.reshape(1, *x.shape[1:]))[0].flatten(), x[0].flatten()
+    )
+    torch.testing.assert_close(flow(x)[1][0], torch.linalg.slogdet(jacobian)[1], rtol=0, atol=1e-7)
+
+
+def test_scripted_flow_answers_as_eager(case: tuple[Glow, Tensor]) -> None:
+    flow, x = case
+    scripted = torch.jit.script(flow)
+    torch.testing.assert_close(scripted.log_prob(x), flow.log_prob(x), rtol=0, atol=1e-9)
+    z, _ = flow(x)
+    torch.testing.assert_close(scripted.inverse(z)[0], flow.inverse(z)[0], rtol=0, atol=1e-9)
+
+
+def test_a_row_alone_has_the_likelihood_it_has_in_a_batch(case: tuple[Glow, Tensor]) -> None:
+    flow, x = case
+    torch.testing.assert_close(flow.log_prob(x[1:2])[0], flow.log_prob(x)[1], rtol=0, atol=1e-9)
+
+
+def test_density_integrates_to_one() -> None:
+    torch.manual_seed(0)
+    flow = perturbed(build_glow((2,), replace(SMALL, num_steps=3)), 0.3)
+    step = 0.05
+    axis = torch.arange(-15, 15, step, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    assert (flow.log_prob(grid).exp().sum() * step**2).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_density_of_a_pixel_pair_integrates_to_one_over_the_pixel_range() -> None:
+    torch.manual_seed(0)
+    flow = perturbed(build_glow((1, 2, 2), GlowConfig(num_steps=2, width=8, bits=1)), 0.3)
+    step = 0.1
+    axis = torch.arange(-0.5 + step / 2, 1.5, step, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis, axis, axis).reshape(-1, 1, 2, 2)
+    assert (flow.log_prob(grid).exp().sum() * step**4).item() == pytest.approx(1, abs=0.02)
+
+
+def test_samples_follow_the_density() -> None:
+    """The share of samples in each cell of a grid is the density's integral over it (chi-squared statistic)."""
+    torch.manual_seed(0)
+    flow = perturbed(build_glow((2,), replace(SMALL, num_steps=3)), 0.3)
+    num = 100_000
+    samples, _ = flow.inverse(torch.randn(num, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
+    low, high, cells, fine = -3.0, 3.0, 6, 40
+    step = (high - low) / (cells * fine)
+    axis = low + step * (torch.arange(cells * fine, dtype=torch.float64) + 0.5)
+    density = flow.log_prob(torch.cartesian_prod(axis, axis)).exp().reshape(cells, fine, cells, fine)
+    expected = density.sum((1, 3)).flatten() * step**2 * num
+    inside = ((samples >= low) & (samples < high)).all(1)
+    index = ((samples[inside] - low) / (high - low) * cells).long()
+    observed = torch.bincount(index[:, 0] * cells + index[:, 1], minlength=cells**2)
+    kept = expected > 20
+    chi_squared = ((observed - expected)[kept] ** 2 / expected[kept]).sum().item()
+    num_kept = int(kept.sum())
+    assert num_kept > 10
+    assert chi_squared < num_kept + 4 * math.sqrt(2 * num_kept)
+
+
+def test_an_affine_flow_of_a_gaussian_has_the_exact_gaussian_density() -> None:
+    torch.manual_seed(0)
+    mixing, scaling = InvertibleConv1x1(3).double(), ActNorm(3).double()
+    for parameter in (*mixing.parameters(), *scaling.parameters()):
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    identity = Standardize(torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+    flow = Glow((3,), identity, [Chain([scaling, mixing])], [], [(3, 1, 1)]).double()
+    weight = mixing.affine()[0] @ scaling.affine()[0]
+    mean = -torch.linalg.solve(scaling.affine()[0], scaling.affine()[1])
+    exact = torch.distributions.MultivariateNormal(mean, precision_matrix=weight.T @ weight)
+    x = torch.randn(10, 3, dtype=torch.float64)
+    torch.testing.assert_close(flow.log_prob(x), exact.log_prob(x))
+
+
+def test_a_new_flow_of_vectors_is_a_rotation_of_a_standard_normal() -> None:
+    flow = build_glow((4,), SMALL).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    torch.testing.assert_close(flow.log_prob(x), standard_normal_log_prob(x), rtol=0, atol=1e-5)
+
+
+def test_initialisation_whitens_what_each_actnorm_sees() -> None:
+    torch.manual_seed(0)
+    flow = build_glow((3,), SMALL)
+    flow.initialize((torch.randn(4096, 3) @ torch.randn(3, 3) + 5).double())
+    outputs: list[Tensor] = []
+    for module in flow.modules():
+        if isinstance(module, ActNorm):
+            module.register_forward_hook(lambda _module, _args, output: outputs.append(output[0]))
+    flow((torch.randn(16, 3)).double())
+    assert len(outputs) == 2
+    assert all(torch.isfinite(output).all() for output in outputs)
+
+
+@pytest.mark.parametrize(
+    ("shape", "config", "message"),
+    [
+        ((1,), SMALL, "at least 2 dimensions, got shape (1,)"),
+        ((1, 6, 8), replace(SMALL, num_levels=2), "image sides must be divisible by 2**num_levels = 4, got 6x8"),
+        ((4,), replace(SMALL, num_levels=2), "a vector is one pixel"),
+        ((4, 4), SMALL, "shape must be (D,) of vectors or (C, H, W) of images, got (4, 4)"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_the_shape_is_named(
+    shape: tuple[int, ...], config: GlowConfig, message: str
+) -> None:
+    with pytest.raises(ValueError, match=r".") as raised:
+        build_glow(shape, config)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_steps", 0), ("width", 0), ("dropout", 1.0), ("num_blocks", -1)])
+def test_a_configuration_that_cannot_be_built_is_named(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must .* got {value}"):
+        replace(SMALL, **{name: value})
+
+
+def test_28x28_halves_twice_without_padding() -> None:
+    assert latent_shapes((1, 28, 28), replace(SMALL, num_levels=2)) == [(2, 14, 14), (8, 7, 7)]
+
+
+def test_bits_per_dim_of_a_uniform_density_over_256_values_is_eight() -> None:
+    log_prob = torch.tensor([-10 * math.log(256)])
+    assert bits_per_dim(log_prob, 10).item() == pytest.approx(8)
+
+
+def test_dequantization_noise_stays_in_the_bin_of_its_integer() -> None:
+    x = torch.arange(256.0).expand(100, 256)
+    noisy = dequantize(x, torch.Generator().manual_seed(0))
+    assert ((noisy >= x - 0.5) & (noisy < x + 0.5 + 1e-4)).all()
+    assert (noisy - x).mean().item() == pytest.approx(0, abs=0.01)
