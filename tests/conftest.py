@@ -1,0 +1,117 @@
+"""Small artifacts and an application around them, made once a run."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from fastapi import FastAPI
+
+from model.data import Dataset
+from model.export import export
+from model.recipe import Recipe, Splits, parse_recipe
+from model.train import Trainer
+from service.app import create_app
+from service.settings import Settings
+
+torch.set_num_threads(1)  # the suite runs in parallel processes
+
+
+def tiny_recipe(name: str, **model: object) -> Recipe:
+    """A recipe of seconds."""
+    return parse_recipe(
+        {
+            "name": name,
+            "data": {"train": "unused", "validation": 1, "calibration": 1},
+            "model": {"num_steps": 2, "width": 8, **model},
+            "training": {"steps": 12, "batch_size": 32, "learning_rate": 5e-3, "warmup_steps": 2, "ema_decay": 0.5},
+            "artifact": {"alpha": 0.1, "licence": "MIT", "description": "A tiny flow."},
+        },
+        "tests",
+    )
+
+
+def tiny_images(num: int = 400) -> Splits:
+    """Smooth grey 8x8 images of four bits."""
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 14, (num, 1, 4, 4))
+    x = coarse.repeat(2, 2).repeat(2, 3) + random.integers(0, 3, (num, 1, 8, 8))
+    return divide(Dataset(x.astype(np.uint8), []))
+
+
+def tiny_table(num: int = 400) -> Splits:
+    """Three columns: a normal one, a dependent one on another scale, and whole numbers."""
+    random = np.random.default_rng(1)
+    a = random.normal(size=num)
+    x = np.stack([a, 1000 + 50 * (a + random.normal(size=num)), random.integers(0, 10, num)], 1)
+    return divide(Dataset(x, ["a", "b", "count"]))
+
+
+def divide(data: Dataset) -> Splits:
+    """A fixed split into quarters."""
+    fit, validation, calibration, test = (data.take(rows) for rows in np.split(np.arange(len(data.x)), 4))
+    return Splits(fit=fit, validation=validation, calibration=calibration, test=test)
+
+
+def train_and_export(recipe: Recipe, splits: Splits, out: Path) -> Trainer:
+    """A few steps, so that no layer is left at its initialisation, then the artifact."""
+    trainer = Trainer(recipe, splits)
+    for _ in range(recipe.training.steps):
+        trainer.train_step()
+    export(trainer.checkpoint(), splits, out)
+    return trainer
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the artifacts ``tiny-images`` (1x8x8) and ``tiny-table`` (3 columns)."""
+    folder = tmp_path_factory.mktemp("models")
+    train_and_export(tiny_recipe("tiny-images", num_levels=2, bits=4), tiny_images(), folder / "tiny-images.pt")
+    train_and_export(tiny_recipe("tiny-table"), tiny_table(), folder / "tiny-table.pt")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting leaks in from the shell that runs the tests."""
+    import os
+
+    for name in os.environ:
+        if name.upper().startswith("GLOW_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def settings(models_dir: Path) -> Settings:
+    return Settings(
+        models=[models_dir],
+        default_model="tiny-images",
+        threads=1,
+        max_batch_rows=32,
+        max_request_rows=256,
+        max_queue_rows=2048,
+        max_body_bytes=2**20,
+    )
+
+
+@pytest.fixture
+async def app(settings: Settings) -> AsyncIterator[FastAPI]:
+    """The application, started: its lifespan has run as under a server."""
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the application, in process."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def image_splits() -> Iterator[Splits]:
+    yield tiny_images()

@@ -1,0 +1,229 @@
+"""The artifact: what is exported answers as the flow did, proves itself, and is refused when anything is off."""
+
+import json
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.bijections import ActNorm, AffineCoupling, Squeeze
+from model.export import export
+from model.fold import fold
+from model.glow import Glow, GlowConfig, build_glow
+from model.recipe import Splits
+from model.train import Trainer
+from service.artifact import ArtifactError, Manifest, open_artifact, pack, save_artifact, within_tolerance
+from tests.conftest import tiny_images, tiny_recipe, tiny_table, train_and_export
+
+CASES: dict[str, tuple[dict[str, Any], Callable[[], Splits]]] = {
+    "image": ({"num_levels": 2, "bits": 4}, tiny_images),
+    "alternating": ({"num_levels": 1, "bits": 4, "partition": "alternating"}, tiny_images),
+    "additive by hand": ({"bits": 4, "coupling": "additive", "mixing": "reverse"}, tiny_images),
+    "vector": ({"dropout": 0.1}, tiny_table),
+}
+
+
+@pytest.fixture(params=CASES, scope="module")
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Glow, Path, Splits]:
+    """A trained flow, the artifact made of it, and its data."""
+    model, make_splits = CASES[request.param]
+    splits = make_splits()
+    out = tmp_path_factory.mktemp("export") / "flow.pt"
+    trainer = train_and_export(tiny_recipe("flow", **model), splits, out)
+    return trainer.checkpoint().averaged_flow(), out, splits
+
+
+def inputs(splits: Splits) -> torch.Tensor:
+    assert splits.test is not None
+    x = torch.from_numpy(splits.test.x[:20])
+    return x.float() if splits.test.kind == "image" else x
+
+
+def test_artifact_answers_as_the_eager_flow(exported: tuple[Glow, Path, Splits]) -> None:
+    flow, path, splits = exported
+    module, x = open_artifact(path).module, inputs(splits)
+    z, log_det = flow(x)
+    log_prob = flow.log_prob(x)
+    encoded, encoded_log_prob = module.encode(x)
+    torch.testing.assert_close(encoded, z, rtol=0, atol=1e-4)
+    assert within_tolerance(module.log_prob(x).numpy(), log_prob.numpy())
+    torch.testing.assert_close(encoded_log_prob, module.log_prob(x), rtol=0, atol=0)
+    torch.testing.assert_close(module(x), module.log_prob(x), rtol=0, atol=0)
+    torch.testing.assert_close(module.decode(z).double(), flow.inverse(z)[0].double(), rtol=1e-5, atol=1e-3)
+    statistics = module.statistics(x)
+    torch.testing.assert_close(statistics[:, :-1].sum(1), log_prob, rtol=0, atol=1e-3)
+    torch.testing.assert_close(statistics[:, -2], log_det, rtol=0, atol=1e-3)
+    torch.testing.assert_close(statistics[:, -1], (z.double() ** 2).sum(1), rtol=1e-4, atol=1e-3)
+
+
+def test_artifact_takes_and_returns_the_documented_types(exported: tuple[Glow, Path, Splits]) -> None:
+    _, path, splits = exported
+    artifact, x = open_artifact(path), inputs(splits)
+    z, log_prob = artifact.module.encode(x)
+    assert (z.dtype, log_prob.dtype) == (torch.float32, torch.float64)
+    assert artifact.module.decode(z).dtype == x.dtype
+    assert artifact.module.statistics(x).shape == (len(x), len(artifact.manifest.statistics))
+    for rows in (1, 3):
+        assert artifact.module.decode(z[:rows]).shape == x[:rows].shape
+
+
+def test_likelihood_map_of_images_sums_to_the_likelihood(exported: tuple[Glow, Path, Splits]) -> None:
+    _, path, splits = exported
+    artifact, x = open_artifact(path), inputs(splits)
+    if artifact.manifest.kind == "vector":
+        assert not hasattr(artifact.module, "log_prob_map")
+        return
+    per_pixel = artifact.module.log_prob_map(x)
+    assert per_pixel.shape == (len(x), *artifact.manifest.shape[1:])
+    torch.testing.assert_close(per_pixel.sum((1, 2)), artifact.module.log_prob(x), rtol=0, atol=1e-9)
+
+
+def test_nothing_that_the_input_does_not_decide_is_left_to_compute(exported: tuple[Glow, Path, Splits]) -> None:
+    flow, _, _ = exported
+    folded = fold(flow)
+    assert not any(isinstance(module, ActNorm) for module in folded.modules())
+    assert not any(hasattr(module, "log_scale") for module in folded.modules())
+    assert not any(parameter.requires_grad for parameter in folded.parameters())
+
+
+def test_extreme_finite_inputs_get_finite_answers(exported: tuple[Glow, Path, Splits]) -> None:
+    _, path, splits = exported
+    artifact, x = open_artifact(path), inputs(splits)
+    extreme = x[:4].clone()
+    if artifact.manifest.kind == "vector":
+        extreme[0], extreme[1], extreme[2, 0] = 1e300, -1e300, 1e30
+    else:
+        extreme[0], extreme[1] = -0.5, 15.5
+    z, log_prob = artifact.module.encode(extreme)
+    assert torch.isfinite(z).all()
+    assert torch.isfinite(log_prob).all()
+    assert torch.isfinite(artifact.module.statistics(extreme)).all()
+    if artifact.manifest.kind == "vector":
+        assert (log_prob[:3] < artifact.module.log_prob(x).min()).all()
+    huge = torch.full_like(z, 3e38)
+    assert torch.isfinite(artifact.module.decode(huge)).all()
+
+
+def test_manifest_is_readable_as_a_plain_zip_record(exported: tuple[Glow, Path, Splits]) -> None:
+    _, path, splits = exported
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("manifest.json"))
+        manifest = json.loads(archive.read(name))
+        records = {info.filename: archive.read(info) for info in archive.infolist()}
+    assert manifest["data_digest"] == splits.fit.digest
+    assert manifest["calibration"]["values"] == sorted(manifest["calibration"]["values"])
+    assert len(manifest["calibration"]["values"]) == len(splits.calibration.x)
+    assert manifest["test"]["rows"] == 100
+    assert "debug_pkl" not in "".join(records)
+    assert str(Path.cwd()).encode() not in b"".join(records.values())
+
+
+def test_exporting_twice_gives_the_same_version(tmp_path: Path) -> None:
+    splits = tiny_table()
+    trainer = Trainer(tiny_recipe("flow"), splits)
+    trainer.train_step()
+    first = export(trainer.checkpoint(), splits, tmp_path / "a.pt")
+    assert export(trainer.checkpoint(), splits, tmp_path / "b.pt").version == first.version
+
+
+@pytest.fixture(scope="module")
+def artifact_bytes(models_dir: Path) -> bytes:
+    return (models_dir / "tiny-table.pt").read_bytes()
+
+
+def test_any_flipped_byte_is_refused(artifact_bytes: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "flow.pt"
+    positions = np.random.default_rng(0).integers(0, len(artifact_bytes), 60).tolist()
+    for position in [*positions, 0, len(artifact_bytes) - 1, len(artifact_bytes) - 71, len(artifact_bytes) - 80]:
+        damaged = bytearray(artifact_bytes)
+        damaged[position] ^= 0x40
+        path.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match="is damaged|does not end in its checksum"):
+            open_artifact(path)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, -1, -71])
+def test_a_truncated_artifact_is_refused(artifact_bytes: bytes, tmp_path: Path, keep: float) -> None:
+    path = tmp_path / "flow.pt"
+    path.write_bytes(artifact_bytes[: int(keep * len(artifact_bytes)) if isinstance(keep, float) else keep])
+    with pytest.raises(ArtifactError, match="does not end in its checksum: truncated, or not an artifact"):
+        open_artifact(path)
+
+
+def repacked(artifact_bytes: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
+    """The artifact with a changed manifest and a checksum that fits it, as a hostile or careless tool would make."""
+    with zipfile.ZipFile(BytesIO(artifact_bytes)) as archive:
+        records = {info.filename: archive.read(info) for info in archive.infolist()}
+    name = next(name for name in records if name.endswith("manifest.json"))
+    manifest = json.loads(records[name])
+    change(manifest)
+    records[name] = json.dumps(manifest).encode()
+    return pack(records)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.pop("golden"), "manifest field 'golden': Field required"),
+        (lambda m: m.update(extra=1), "manifest field 'extra'"),
+        (lambda m: m.update(format_version=2), "manifest field 'format_version'"),
+        (lambda m: m.update(name="../evil"), "manifest field 'name'"),
+        (lambda m: m.update(kind="sound"), "manifest field 'kind'"),
+        (lambda m: m.update(shape=[4]), "columns must name each of 4 dimensions, got 3"),
+        (lambda m: m.update(latent_layout=[]), "latent_layout must cover 3 dimensions"),
+        (lambda m: m.update(version="0" * 12), "manifest field 'version' is 000000000000, but the records are"),
+        (lambda m: m["columns"][0].update(std=0), "manifest field 'columns.0.std'"),
+        (lambda m: m["calibration"]["values"].reverse(), "values must be ascending"),
+        (lambda m: m["golden"]["log_prob"].__setitem__(0, 1.0), "golden case: log_prob is"),
+        (lambda m: m["golden"]["latents"][0].__setitem__(0, 9.0), "golden case: latents differ by"),
+    ],
+)
+def test_a_wrong_manifest_field_is_named(
+    artifact_bytes: bytes, tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    path = tmp_path / "flow.pt"
+    path.write_bytes(repacked(artifact_bytes, change))
+    with pytest.raises(ArtifactError) as raised:
+        open_artifact(path)
+    assert message in str(raised.value)
+    assert str(path) in str(raised.value)
+
+
+def test_other_files_are_refused_by_what_they_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "other.pt"
+    with pytest.raises(ArtifactError, match="No such file"):
+        open_artifact(path)
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), path)
+    with pytest.raises(ArtifactError, match="not an artifact"):
+        open_artifact(path)
+    with zipfile.ZipFile(path) as archive:
+        path.write_bytes(pack({info.filename: archive.read(info) for info in archive.infolist()}))
+    with pytest.raises(ArtifactError, match="holds no extra/manifest.json"):
+        open_artifact(path)
+
+
+def test_a_failed_check_leaves_no_file(artifact_bytes: bytes, tmp_path: Path) -> None:
+    with zipfile.ZipFile(BytesIO(artifact_bytes)) as archive:
+        records = {info.filename: archive.read(info) for info in archive.infolist()}
+    name = next(name for name in records if name.endswith("manifest.json"))
+    manifest = Manifest.model_validate_json(records.pop(name))
+    wrong = manifest.model_copy(update={"golden": manifest.golden.model_copy(update={"log_prob": [0.0] * 4})})
+    with pytest.raises(ArtifactError, match="golden case"):
+        save_artifact(tmp_path / "flow.pt", records, wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_folded_is_named() -> None:
+    flow = build_glow((1, 4, 4), GlowConfig(num_steps=1, width=4))
+    flow.top.steps.append(ActNorm(4))  # type: ignore[operator, union-attr]
+    with pytest.raises(ValueError, match="must end in a coupling"):
+        fold(flow)
+    flow.top.steps.append(Squeeze())  # type: ignore[operator, union-attr]
+    with pytest.raises(ValueError, match="cannot fold a Squeeze"):
+        fold(flow)
+    assert any(isinstance(module, AffineCoupling) for module in flow.modules())
