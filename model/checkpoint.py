@@ -68,9 +68,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint. Raises CheckpointError."""
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = getattr(error, "strerror", None) or "not a checkpoint file, or a damaged one"
-        raise CheckpointError(f"{path}: {reason}") from error
+        raise CheckpointError(f"{path}: not a checkpoint file, or a damaged one") from error
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}")
     recipe = parse_recipe(values.pop("recipe"), str(path))

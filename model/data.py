@@ -174,6 +174,8 @@ def _read_table(path: Path, label_column: str | None) -> tuple[Array, list[str],
     from pyarrow import csv, parquet
 
     table: pa.Table = csv.read_csv(path) if path.suffix == ".csv" else parquet.read_table(path)
+    if table.num_rows == 0:
+        raise DataError(f"{path}: holds no rows")
     labels = None
     if label_column is not None:
         if label_column not in table.column_names:

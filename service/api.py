@@ -208,6 +208,8 @@ async def _read_rows(
         value = values.pop(field)
         options = read_options(kind, query, values)
         manifest = flows.manifest(options.model)
+        if json_body.may_hide_booleans(body, values):
+            json_body.refuse_booleans(value, field)
         if field == "inputs":
             rows = inputs_from_json(value, manifest)
         else:
@@ -229,19 +231,18 @@ async def _read_rows(
     raise UnsupportedMediaType(f"the body must be {', '.join(accepted)}")
 
 
-async def _read_body(request: Request) -> bytes:
+async def _read_body(request: Request) -> bytearray:
     """Read a body, never more of it than the limit. Raises TooLarge."""
     limit = _settings(request).max_body_bytes
     announced = request.headers.get("content-length", "0")
-    parts, size = [], 0
+    body = bytearray()  # writable, so that an array can view it without a copy
     if announced.isdecimal() and int(announced) > limit:
         raise TooLarge(f"a body of {announced} bytes is over the limit of {limit} (GLOW_MAX_BODY_BYTES)")
     async for part in request.stream():
-        size += len(part)
-        if size > limit:
+        if len(body) + len(part) > limit:
             raise TooLarge(f"the body is over the limit of {limit} bytes (GLOW_MAX_BODY_BYTES)")
-        parts.append(part)
-    return b"".join(parts)
+        body += part
+    return body
 
 
 def _media_type(request: Request) -> str:

@@ -62,6 +62,8 @@ class SampleOptions(Options):
     )
 
 
+_NESTED = "dequantization_"
+
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 
@@ -71,13 +73,10 @@ def read_options(kind: type[AnyOptions], query: dict[str, str], body: dict[str, 
     ``dequantization_samples`` and ``dequantization_seed`` are the query's spelling of the nested option. An option in
     both places is refused. Raises Unprocessable naming the option.
     """
-    values: dict[str, Any] = {}
-    for name, value in query.items():
-        table, _, member = name.partition("_")
-        if table == "dequantization" and member:
-            values.setdefault(table, {})[member] = value
-        else:
-            values[name] = value
+    values: dict[str, Any] = {name: value for name, value in query.items() if not name.startswith(_NESTED)}
+    nested = {name.removeprefix(_NESTED): value for name, value in query.items() if name.startswith(_NESTED)}
+    if nested:
+        values.setdefault(_NESTED[:-1], nested)
     for name, value in (body or {}).items():
         if name in values:
             raise Unprocessable(f"{name[:100]} is in the query and in the body")

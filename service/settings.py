@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 EMBEDDED_ARTIFACTS = Path(__file__).parent / "artifacts"
 
@@ -24,8 +25,8 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on. A public one also needs GLOW_ALLOW_ANONYMOUS.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 picks a free one.")
     allow_anonymous: bool = Field(False, description="Serve callers without a key on a public address.")
-    models: list[Path] = Field(
-        [EMBEDDED_ARTIFACTS], min_length=1, description="Artifacts, or folders of them, as a JSON list of paths."
+    models: Annotated[list[Path], NoDecode] = Field(
+        [EMBEDDED_ARTIFACTS], min_length=1, description="Artifacts, or folders of them; paths separated by a colon."
     )
     default_model: str | None = Field(
         None,
@@ -47,6 +48,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log record written."
     )
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_paths(cls, value: object) -> object:
+        return [path for path in value.split(os.pathsep) if path] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
@@ -72,6 +78,11 @@ def is_loopback(host: str) -> bool:
 
 def read_settings(**overrides: object) -> Settings:
     """Read the environment; ``overrides`` win. Raises SettingsError."""
+    unknown = [
+        name for name in os.environ if name.startswith("GLOW_") and name[5:].lower() not in Settings.model_fields
+    ]
+    if unknown:
+        raise SettingsError(f"{unknown[0]}: no such setting")
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:

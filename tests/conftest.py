@@ -1,11 +1,13 @@
 """Small artifacts and an application around them, made once a run."""
 
-from collections.abc import AsyncIterator, Iterator
+import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import pytest_asyncio
 import torch
 from fastapi import FastAPI
 
@@ -76,8 +78,6 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting leaks in from the shell that runs the tests."""
-    import os
-
     for name in os.environ:
         if name.upper().startswith("GLOW_"):
             monkeypatch.delenv(name)
@@ -96,7 +96,7 @@ def settings(models_dir: Path) -> Settings:
     )
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="session")
 async def app(settings: Settings) -> AsyncIterator[FastAPI]:
     """The application, started: its lifespan has run as under a server."""
     app = create_app(settings)
@@ -104,7 +104,7 @@ async def app(settings: Settings) -> AsyncIterator[FastAPI]:
         yield app
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="session")
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application, in process."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -113,5 +113,5 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture(scope="session")
-def image_splits() -> Iterator[Splits]:
-    yield tiny_images()
+def image_splits() -> Splits:
+    return tiny_images()

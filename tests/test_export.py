@@ -143,7 +143,7 @@ def test_any_flipped_byte_is_refused(artifact_bytes: bytes, tmp_path: Path) -> N
         damaged = bytearray(artifact_bytes)
         damaged[position] ^= 0x40
         path.write_bytes(damaged)
-        with pytest.raises(ArtifactError, match="is damaged|does not end in its checksum"):
+        with pytest.raises(ArtifactError, match=r"is damaged|does not end in its checksum"):
             open_artifact(path)
 
 
@@ -203,7 +203,7 @@ def test_other_files_are_refused_by_what_they_are_not(tmp_path: Path) -> None:
         open_artifact(path)
     with zipfile.ZipFile(path) as archive:
         path.write_bytes(pack({info.filename: archive.read(info) for info in archive.infolist()}))
-    with pytest.raises(ArtifactError, match="holds no extra/manifest.json"):
+    with pytest.raises(ArtifactError, match=r"holds no extra/manifest\.json"):
         open_artifact(path)
 
 

@@ -127,7 +127,7 @@ def test_an_affine_flow_of_a_gaussian_has_the_exact_gaussian_density() -> None:
     mean = -torch.linalg.solve(scaling.affine()[0], scaling.affine()[1])
     exact = torch.distributions.MultivariateNormal(mean, precision_matrix=weight.T @ weight)
     x = torch.randn(10, 3, dtype=torch.float64)
-    torch.testing.assert_close(flow.log_prob(x), exact.log_prob(x))
+    torch.testing.assert_close(flow.log_prob(x), exact.log_prob(x))  # type: ignore[no-untyped-call]
 
 
 def test_a_new_flow_of_vectors_is_a_rotation_of_a_standard_normal() -> None:
@@ -169,7 +169,7 @@ def test_a_configuration_that_does_not_fit_the_shape_is_named(
 @pytest.mark.parametrize(("name", "value"), [("num_steps", 0), ("width", 0), ("dropout", 1.0), ("num_blocks", -1)])
 def test_a_configuration_that_cannot_be_built_is_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} must .* got {value}"):
-        replace(SMALL, **{name: value})
+        replace(SMALL, **{name: value})  # type: ignore[arg-type]
 
 
 def test_28x28_halves_twice_without_padding() -> None:

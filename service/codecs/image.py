@@ -19,7 +19,9 @@ MEDIA_TYPES = ("image/png", "image/jpeg")
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
-def read(data: bytes, shape: tuple[int, ...], value_range: tuple[float, float], name: str) -> npt.NDArray[np.float32]:
+def read(
+    data: bytes | bytearray, shape: tuple[int, ...], value_range: tuple[float, float], name: str
+) -> npt.NDArray[np.float32]:
     """Decode one image to (C, H, W). The size is checked before any pixel is decoded.
 
     Raises BadRequest for what is no image, Unprocessable for one of another size.

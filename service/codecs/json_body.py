@@ -13,7 +13,7 @@ from service.errors import BadRequest, Unprocessable
 MEDIA_TYPE = "application/json"
 
 
-def read_object(body: bytes) -> dict[str, Any]:
+def read_object(body: bytes | bytearray) -> dict[str, Any]:
     """Parse a JSON object. Raises BadRequest; NaN, Infinity and numbers over 1.8e308 are not JSON."""
     try:
         value = orjson.loads(body)
@@ -37,6 +37,20 @@ def read_numbers(value: object, name: str) -> npt.NDArray[np.float64]:
     return array.astype(np.float64)
 
 
+def may_hide_booleans(body: bytes | bytearray, options: dict[str, Any]) -> bool:
+    """Whether the text holds more booleans than its options do; NumPy would take one among numbers for 0 or 1."""
+    return body.count(b"true") + body.count(b"false") > sum(isinstance(option, bool) for option in options.values())
+
+
+def refuse_booleans(value: object, name: str) -> None:
+    """Raise Unprocessable naming the first boolean in nested lists."""
+    if isinstance(value, bool):
+        raise Unprocessable(f"{name} must be a number, got {_kind(value)}")
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            refuse_booleans(item, f"{name}[{i}]")
+
+
 def write(values: dict[str, Any]) -> bytes:
     """Serialise an object whose values may be arrays."""
     ready = {
@@ -57,7 +71,7 @@ def _explain(value: list[Any], name: str) -> str:
                 length = f"a list of {len(item)}" if isinstance(item, list) else "a number"
                 return f"{name} is ragged: {path} is {length}, but {lists[0][0]} is a list of {len(lists[0][1])}"
         if not lists:
-            return f"{name} holds an integer of more than 64 bits"
+            return f"{name} must hold numbers only"
         level = [(f"{path}[{i}]", item) for path, items in lists for i, item in enumerate(items)]
 
 

@@ -15,9 +15,9 @@ MEDIA_TYPE = "application/x-npy"
 _MAX_HEADER_BYTES = 4096
 
 
-def read(body: bytes) -> npt.NDArray[Any]:
+def read(body: bytes | bytearray) -> npt.NDArray[Any]:
     """View the body as the array it holds. Raises BadRequest."""
-    stream = io.BytesIO(body)
+    stream = io.BytesIO(body[: _MAX_HEADER_BYTES + 16])
     try:
         version = np.lib.format.read_magic(stream)
         read_header = {

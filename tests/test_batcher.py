@@ -1,0 +1,157 @@
+"""The batcher: every request is answered exactly once with its own rows, whatever it is batched with."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.batcher import Array, Arrays, Batcher
+from service.errors import QueueFull, Unavailable
+
+
+class Engine:
+    """Answers a function of each row, remembers its batches, and can be made to wait or to fail."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[str, int]] = []
+        self.free = threading.Event()
+        self.free.set()
+        self.entered = threading.Event()
+        self.error: Exception | None = None
+
+    def run(self, key: str, rows: Array) -> Arrays:
+        self.batches.append((key, len(rows)))
+        self.entered.set()
+        self.free.wait(10)
+        if self.error is not None:
+            raise self.error
+        return rows * 2, rows.sum(1)
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def batcher(engine: Engine) -> Iterator[Batcher[str]]:
+    batcher = Batcher(engine.run, max_batch_rows=8, max_queue_rows=40)
+    batcher.start()
+    yield batcher
+    engine.free.set()
+    batcher.close()
+
+
+def rows(first: int, num: int) -> Array:
+    return np.arange(first, first + 2 * num, dtype=np.float64).reshape(num, 2)
+
+
+async def hold(engine: Engine, batcher: Batcher[str]) -> "asyncio.Task[Any]":
+    """Occupy the engine with one row, so that what comes next has to queue."""
+    engine.free.clear()
+    engine.entered.clear()
+    task = asyncio.create_task(batcher.submit("held", rows(0, 1)))
+    await asyncio.to_thread(engine.entered.wait, 10)
+    return task
+
+
+async def test_requests_waiting_together_share_a_batch_and_get_their_own_rows(
+    engine: Engine, batcher: Batcher[str]
+) -> None:
+    held = await hold(engine, batcher)
+    tasks = [asyncio.create_task(batcher.submit("a", rows(10 * i, 2))) for i in range(3)]
+    await asyncio.sleep(0)
+    engine.free.set()
+    for i, (doubled, total) in enumerate(await asyncio.gather(*tasks)):
+        assert np.array_equal(doubled, 2 * rows(10 * i, 2))
+        assert np.array_equal(total, rows(10 * i, 2).sum(1))
+    await held
+    assert engine.batches == [("held", 1), ("a", 6)]
+
+
+async def test_a_request_larger_than_a_batch_is_split_and_joined_in_order(
+    engine: Engine, batcher: Batcher[str]
+) -> None:
+    doubled, total = await batcher.submit("a", rows(0, 20))
+    assert np.array_equal(doubled, 2 * rows(0, 20))
+    assert len(total) == 20
+    assert max(size for _, size in engine.batches) <= 8
+
+
+async def test_requests_with_different_keys_never_share_a_batch(engine: Engine, batcher: Batcher[str]) -> None:
+    held = await hold(engine, batcher)
+    tasks = [asyncio.create_task(batcher.submit(key, rows(0, 1))) for key in "abab"]
+    await asyncio.sleep(0)
+    engine.free.set()
+    await asyncio.gather(held, *tasks)
+    assert engine.batches == [("held", 1), ("a", 2), ("b", 2)]
+
+
+async def test_a_failing_batch_fails_each_of_its_requests_and_the_next_one_works(
+    engine: Engine, batcher: Batcher[str]
+) -> None:
+    held = await hold(engine, batcher)
+    tasks = [asyncio.create_task(batcher.submit("a", rows(0, 1))) for _ in range(3)]
+    await asyncio.sleep(0)
+    engine.error = RuntimeError("broken")
+    engine.free.set()
+    results = await asyncio.gather(held, *tasks, return_exceptions=True)
+    assert [str(result) for result in results] == ["broken"] * 4
+    engine.error = None
+    assert len(await batcher.submit("a", rows(0, 1))) == 2
+
+
+async def test_an_engine_that_answers_another_number_of_rows_is_an_error(batcher: Batcher[str]) -> None:
+    batcher._run = lambda key, rows: (rows[:-1],)
+    with pytest.raises(RuntimeError, match="answered 1 rows for 2"):
+        await batcher.submit("a", rows(0, 2))
+
+
+async def test_a_cancelled_request_costs_no_forward_pass(engine: Engine, batcher: Batcher[str]) -> None:
+    held = await hold(engine, batcher)
+    cancelled = asyncio.create_task(batcher.submit("cancelled", rows(0, 3)))
+    kept = asyncio.create_task(batcher.submit("kept", rows(0, 1)))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
+    engine.free.set()
+    await asyncio.gather(held, kept)
+    assert engine.batches == [("held", 1), ("kept", 1)]
+    assert batcher.queued_rows == 0
+
+
+async def test_a_full_queue_refuses_at_once_and_names_its_limit(engine: Engine, batcher: Batcher[str]) -> None:
+    held = await hold(engine, batcher)
+    waiting = asyncio.create_task(batcher.submit("a", rows(0, 40)))
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match=r"40 rows are waiting and 1 more .*GLOW_MAX_QUEUE_ROWS"):
+        await batcher.submit("a", rows(0, 1))
+    engine.free.set()
+    await asyncio.gather(held, waiting)
+    assert batcher.queued_rows == 0
+
+
+async def test_closing_answers_what_is_queued_and_refuses_what_comes_after(
+    engine: Engine, batcher: Batcher[str]
+) -> None:
+    held = await hold(engine, batcher)
+    waiting = asyncio.create_task(batcher.submit("a", rows(0, 9)))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(asyncio.to_thread(batcher.close))
+    await asyncio.sleep(0.05)
+    with pytest.raises(Unavailable):
+        await batcher.submit("a", rows(0, 1))
+    engine.free.set()
+    await asyncio.gather(held, waiting, closing)
+
+
+async def test_batches_of_any_mixture_answer_as_single_requests_do(engine: Engine, batcher: Batcher[str]) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        sizes = random.integers(1, 12, 3)
+        results = await asyncio.gather(*(batcher.submit("a", rows(i, int(size))) for i, size in enumerate(sizes)))
+        for i, size in enumerate(sizes):
+            assert np.array_equal(results[i][0], 2 * rows(i, int(size)))

@@ -1,0 +1,159 @@
+"""Reading data: every documented source, and one-line errors that name file, rule and value."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from model.data import DataError, load
+from model.recipe import DataRecipe, load_splits
+
+PIXELS = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4)
+
+
+def idx(array: np.ndarray) -> bytes:
+    return b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def write(path: Path, content: bytes | str) -> str:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def test_idx_files_plain_or_gzipped_are_images(tmp_path: Path) -> None:
+    for source in (
+        write(tmp_path / "a.idx", idx(PIXELS)),
+        write(tmp_path / "images-idx3-ubyte.gz", gzip.compress(idx(PIXELS))),
+    ):
+        data = load(source)
+        assert data.kind == "image"
+        assert np.array_equal(data.x[:, 0], PIXELS)
+
+
+def test_npy_and_npz_are_images_or_vectors_by_their_dimensions(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.eye(3))
+    assert load(str(tmp_path / "a.npy")).kind == "vector"
+    np.savez(tmp_path / "a.npz", X=PIXELS[:, None].repeat(3, 1), y=np.array([0, 1]))
+    data = load(str(tmp_path / "a.npz"))
+    assert data.shape == (3, 4, 4)
+    assert data.labels is not None
+    assert data.labels.tolist() == [0, 1]
+
+
+def test_csv_and_parquet_keep_their_column_names_and_set_the_label_apart(tmp_path: Path) -> None:
+    csv = write(tmp_path / "a.csv", "height,label,weight\n1.5,1,2\n2.5,0,3\n")
+    parquet.write_table(pa.table({"height": [1.5, 2.5], "label": [1, 0], "weight": [2, 3]}), tmp_path / "a.parquet")
+    for source in (csv, str(tmp_path / "a.parquet")):
+        data = load(source, label_column="label")
+        assert data.columns == ["height", "weight"]
+        assert data.x.tolist() == [[1.5, 2.0], [2.5, 3.0]]
+        assert data.labels is not None
+        assert data.labels.tolist() == [1, 0]
+
+
+def test_a_folder_of_images_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
+    for i, pixels in enumerate(PIXELS):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    assert np.array_equal(load(str(tmp_path)).x[:, 0], PIXELS)
+    (tmp_path / "colour").mkdir()
+    Image.fromarray(PIXELS[0]).convert("RGB").save(tmp_path / "colour" / "a.png")
+    assert load(str(tmp_path / "colour")).shape == (3, 4, 4)
+
+
+def test_scikit_learn_sets_are_named() -> None:
+    assert load("sklearn:digits").shape == (1, 8, 8)
+    data = load("sklearn:breast-cancer")
+    assert data.shape == (30,)
+    assert data.columns[0] == "mean radius"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "", "cannot be read"),
+        ("a.csv", "x,y\n", "holds no rows"),
+        ("a.csv", "x,y\n1,2\n3,nan\n", "row 1, column 'y' is missing; every value must be present"),
+        ("a.csv", "x,y\n1,2\n3,\n", "row 1, column 'y' is missing"),
+        ("a.csv", "x,y\n1,red\n", "column 'y' is of type string; expected numbers"),
+        ("a.csv", "x,y\n1\n", "cannot be read"),
+        ("a.parquet", "not parquet", "cannot be read"),
+        ("a.npy", b"\x93NUMPY\x01\x00", "cannot be read"),
+        ("a.npz", b"PK", "cannot be read"),
+        ("a.idx", idx(PIXELS)[:-3], "its header announces 2x4x4 bytes, but 29 follow"),
+        ("a.idx", b"\0\0\x09\x01", "not an idx file of bytes"),
+        ("a.idx", b"", "it starts with nothing"),
+        ("a-ubyte.gz", gzip.compress(idx(PIXELS))[:-9], "cannot be read"),
+        ("a.txt", "1", "unknown kind of file"),
+    ],
+)
+def test_unusable_files_are_named(tmp_path: Path, name: str, content: bytes | str, message: str) -> None:
+    source = write(tmp_path / name, content)
+    with pytest.raises(DataError) as raised:
+        load(source)
+    assert message in str(raised.value)
+    assert source in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_unusable_arrays_are_named(tmp_path: Path) -> None:
+    for array, message in (
+        (np.full((2, 4, 4), 300), "image 0 holds 300; pixels must be whole numbers 0..255"),
+        (np.full((2, 4, 4), np.nan), "image 0 holds nan"),
+        (np.zeros(3), "expected vectors (N, D) or images"),
+        (np.array([[1.0, np.inf]]), "row 0, column 'x1' is inf; every value must be finite"),
+        (np.array([["a"]]), "expected numbers"),
+        (np.zeros((0, 3)), "holds no rows"),
+    ):
+        np.save(tmp_path / "a.npy", array)
+        with pytest.raises(DataError) as raised:
+            load(str(tmp_path / "a.npy"))
+        assert message in str(raised.value)
+
+
+def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+    Image.fromarray(PIXELS[0][:2]).save(tmp_path / "b.png")
+    with pytest.raises(DataError, match=r"b\.png: every image must be of one size, got \(1, 2, 4\) after \(1, 4, 4\)"):
+        load(str(tmp_path))
+
+
+def test_splits_are_disjoint_and_the_same_every_time() -> None:
+    recipe = DataRecipe(train="sklearn:breast-cancer", normal_label=1, validation=40, calibration=80, test=57)
+    first, second = load_splits(recipe, Path()), load_splits(recipe, Path())
+    assert first.test is not None
+    rows = np.concatenate([first.fit.x, first.validation.x, first.calibration.x, first.test.x])
+    assert len(rows) == 357
+    assert len(np.unique(rows, axis=0)) == 357
+    assert first.fit.digest == second.fit.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"validation": 600}, "rows held out of 569 leave none to fit"),
+        ({"normal_label": 9}, "no row is labelled 9"),
+        ({"test": "sklearn:digits"}, "rows of shape (1, 8, 8), expected (30,)"),
+        ({"train": "nothing.csv"}, "nothing.csv: no such file"),
+    ],
+)
+def test_impossible_splits_are_named(changes: dict[str, object], message: str) -> None:
+    values = {"train": "sklearn:breast-cancer", "validation": 40, "calibration": 80, **changes}
+    with pytest.raises(DataError) as raised:
+        load_splits(DataRecipe.model_validate(values), Path())
+    assert message in str(raised.value)
+
+
+def test_value_probabilities_are_positive_and_sum_to_one(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((2, 4, 4)))
+    data = load(str(tmp_path / "a.npy"))
+    probabilities = data.value_probabilities(16)
+    assert probabilities.sum() == pytest.approx(1)
+    assert probabilities[1:].min() > 0
+    np.save(tmp_path / "a.npy", np.full((2, 4, 4), 99))
+    with pytest.raises(DataError, match="pixel 99 is over 15"):
+        load(str(tmp_path / "a.npy")).value_probabilities(16)

@@ -1,0 +1,44 @@
+"""The two halves meet at a file: who may import whom."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def test_the_service_never_imports_the_training_half() -> None:
+    for path in modules("service"):
+        assert not {name for name in imports(path) if name.split(".")[0] == "model"}, path
+
+
+def test_the_training_half_imports_only_the_format_and_the_scores() -> None:
+    allowed = ("service.artifact", "service.scores")
+    for path in modules("model"):
+        foreign = {name for name in imports(path) if name.startswith("service.")}
+        assert all(name.startswith(allowed) for name in foreign), (path, foreign)
+
+
+def test_batching_knows_neither_torch_nor_http() -> None:
+    for name in ("batcher.py", "scores.py", "noise.py"):
+        roots = {found.split(".")[0] for found in imports(ROOT / "service" / name)}
+        assert not roots & {"torch", "fastapi", "starlette", "httpx"}, name
+
+
+def test_no_file_is_longer_than_a_person_can_hold_in_mind() -> None:
+    for path in [*modules("model"), *modules("service")]:
+        assert len(path.read_text().splitlines()) <= 400, path

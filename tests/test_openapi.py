@@ -1,0 +1,117 @@
+"""The OpenAPI document: complete, true, and no request that follows or breaks it gets a 500."""
+
+import json
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest_asyncio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+JSON = "application/json"
+
+
+@pytest_asyncio.fixture(scope="session")
+async def document(client: httpx.AsyncClient) -> dict[str, Any]:
+    spec: dict[str, Any] = (await client.get("/openapi.json")).json()
+    return spec
+
+
+def operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    return [(path, method, operation) for path, item in document["paths"].items() for method, operation in item.items()]
+
+
+async def test_every_route_describes_its_answer_and_its_errors(document: dict[str, Any]) -> None:
+    assert {path for path, _, _ in operations(document)} == {
+        "/log-likelihood",
+        "/encode",
+        "/decode",
+        "/sample",
+        "/models",
+        "/models/{name}",
+        "/models/{name}/example",
+        "/livez",
+        "/readyz",
+    }
+    for path, method, operation in operations(document):
+        assert operation["responses"]["200"]["content"][JSON]["schema"], path
+        assert operation["description"]
+        if method == "post":
+            assert {"400", "404", "406", "413", "415", "422", "429", "503", "504"} <= operation["responses"].keys()
+        for status, response in operation["responses"].items():
+            if status != "200":
+                schema = response["content"][JSON]["schema"]
+                jsonschema.validate(response["content"][JSON]["example"], schema)
+
+
+async def test_every_example_gets_the_documented_answer(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
+    num_sent = 0
+    for path, method, operation in operations(document):
+        names = [parameter for parameter in operation.get("parameters", []) if parameter["in"] == "path"]
+        urls = [path.replace("{name}", name) for name in names[0]["examples"]] if names else [path]
+        content = operation.get("requestBody", {}).get("content", {})
+        bodies = [example["value"] for example in content.get(JSON, {}).get("examples", {}).values()] or [None]
+        for url in urls:
+            for body in bodies:
+                if body is not None:
+                    jsonschema.validate(body, content[JSON]["schema"])
+                response = await client.request(method, url, json=body)
+                assert response.status_code == 200, (url, response.text)
+                jsonschema.validate(response.json(), operation["responses"]["200"]["content"][JSON]["schema"])
+                num_sent += 1
+    assert num_sent >= 15
+
+
+async def test_the_request_schema_knows_every_option(document: dict[str, Any]) -> None:
+    schema = document["paths"]["/log-likelihood"]["post"]["requestBody"]["content"][JSON]["schema"]
+    assert {"inputs", "model", "alpha", "dequantization", "reproducible", "format"} == schema["properties"].keys()
+    names = {parameter["name"] for parameter in document["paths"]["/log-likelihood"]["post"]["parameters"]}
+    assert {"dequantization_samples", "dequantization_seed", "alpha", "model"} <= names
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["a", "b", "count", "samples"]), inner),
+    max_leaves=12,
+)
+MEMBERS = st.sampled_from(
+    ["inputs", "latents", "n", "seed", "temperature", "model", "alpha", "format", "dequantization", "reproducible", "x"]
+)
+BODIES = st.binary(max_size=60) | st.dictionaries(MEMBERS, VALUES, max_size=4).map(
+    lambda values: json.dumps(values).encode()
+)
+QUERIES = st.dictionaries(MEMBERS | st.just("dequantization_samples"), st.text(max_size=5), max_size=2)
+MEDIA_TYPES = st.sampled_from([JSON, "application/x-npy", "image/png", "image/jpeg", "text/plain", ""])
+PATHS = st.sampled_from(["/log-likelihood", "/encode", "/decode", "/sample", "/models/tiny-table/example"])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    path=PATHS,
+    body=BODIES,
+    query=QUERIES,
+    media_type=MEDIA_TYPES,
+    accept=MEDIA_TYPES | st.text("abq/*;=,.01", max_size=8),
+)
+async def test_no_request_gets_a_500(
+    client: httpx.AsyncClient, path: str, body: bytes, query: dict[str, str], media_type: str, accept: str
+) -> None:
+    method = "GET" if path.startswith("/models") else "POST"
+    headers = {"content-type": media_type, "accept": accept}
+    response = await client.request(method, path, content=body, params=query, headers=headers)
+    assert response.status_code == 200 or 400 <= response.status_code < 500, response.text
+    if response.status_code != 200:
+        assert response.json().keys() == {"error", "code", "request_id"}
+
+
+NPY_HEADERS = st.binary(max_size=80) | st.text("{}'()descrfortan_hpul:<>f8i4,TF -0129", max_size=80).map(str.encode)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(version=st.sampled_from([b"\1\0", b"\2\0", b"\3\0", b"\0\7"]), header=NPY_HEADERS, data=st.binary(max_size=40))
+async def test_no_npy_body_gets_a_500(client: httpx.AsyncClient, version: bytes, header: bytes, data: bytes) -> None:
+    size = len(header).to_bytes(2 if version == b"\1\0" else 4, "little")
+    body = b"\x93NUMPY" + version + size + header + data
+    response = await client.post("/encode", content=body, headers={"content-type": "application/x-npy"})
+    assert 400 <= response.status_code < 500, response.text

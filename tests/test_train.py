@@ -1,0 +1,256 @@
+"""Training: it learns, resumes exactly, stops cleanly, and names what is wrong in one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from model.cli import run_command
+from model.columns import add_column_noise, describe_columns
+from model.data import Dataset
+from model.recipe import RecipeError, TrainingRecipe, parse_recipe, read_recipe
+from model.train import Trainer, learning_rate, main
+from tests.conftest import tiny_images, tiny_recipe, tiny_table
+
+ROOT = Path(__file__).parents[1]
+DIGITS = ROOT / "model" / "recipes" / "digits.toml"
+QUICK = [f"--set={change}" for change in ("training.steps=6", "model.width=8", "model.num_steps=1")]
+
+
+def command(*arguments: object, cwd: Path, module: str = "model.train") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
+
+
+def test_training_lowers_the_loss_of_images_and_of_tables() -> None:
+    for trainer in (
+        Trainer(tiny_recipe("a", num_levels=2, bits=4), tiny_images()),
+        Trainer(tiny_recipe("b"), tiny_table()),
+    ):
+        trainer.averaged.update_parameters(trainer.flow)
+        before = trainer.evaluate()
+        for _ in range(12):
+            trainer.train_step()
+        assert trainer.evaluate() < before - 0.05
+
+
+def test_a_resumed_run_takes_exactly_the_steps_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    recipe, splits = tiny_recipe("a", dropout=0.2), tiny_table()
+    whole = Trainer(recipe, splits)
+    for _ in range(6):
+        whole.train_step()
+    half = Trainer(recipe, splits)
+    for _ in range(3):
+        half.train_step()
+    save_checkpoint(half.checkpoint(), tmp_path / "last.pt")
+    resumed = Trainer(recipe, splits, load_checkpoint(tmp_path / "last.pt"))
+    for _ in range(3):
+        resumed.train_step()
+    for name, value in whole.checkpoint().averaged.items():
+        assert torch.equal(value, resumed.checkpoint().averaged[name]), name
+
+
+def test_every_epoch_sees_every_row_once() -> None:
+    recipe = tiny_recipe("a")
+    trainer = Trainer(recipe, tiny_table())
+    rows = []
+    for trainer.step in range(25):  # 25 batches of 32 are 8 epochs of 100 rows
+        rows.append(trainer._batch_rows())
+    epochs = torch.cat(rows).reshape(8, 100)
+    assert (epochs.sort(1).values == torch.arange(100)).all()
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing_but_the_count() -> None:
+    trainer = Trainer(tiny_recipe("a"), tiny_table())
+    trainer.train_step()
+    before = {name: value.clone() for name, value in trainer.flow.state_dict().items()}
+    trainer.fit = trainer.fit * torch.inf
+    figures, _ = trainer.train_step()
+    assert figures["skipped"] == 1
+    assert trainer.step == 2
+    for name, value in trainer.flow.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_learning_rate_warms_up_and_then_falls_to_its_final_fraction() -> None:
+    training = TrainingRecipe(steps=1000, learning_rate=1.0, warmup_steps=100, final_learning_rate=0.1)
+    assert learning_rate(0, training) == pytest.approx(0.01, rel=0.01)
+    assert learning_rate(99, training) == pytest.approx(1.0, rel=0.05)
+    assert learning_rate(1000, training) == pytest.approx(0.1)
+    rates = [learning_rate(step, training) for step in range(100, 1001)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_columns_are_told_apart_and_get_a_density() -> None:
+    random = np.random.default_rng(0)
+    x = np.stack([random.normal(size=500), random.integers(0, 9, 500), np.full(500, 7.0)], 1)
+    columns = describe_columns(Dataset(x, ["real", "count", "fixed"]))
+    assert [column.type for column in columns] == ["continuous", "integer", "constant"]
+    noise = add_column_noise(torch.from_numpy(x), columns, 0.0, torch.Generator().manual_seed(0)) - torch.from_numpy(x)
+    assert (noise[:, 0] == 0).all()
+    assert noise[:, 1].abs().max() <= 0.5
+    assert noise[:, 1].std().item() == pytest.approx(12**-0.5, rel=0.1)
+    assert noise[:, 2].std().item() == pytest.approx(columns[2].std, rel=0.1)
+
+
+def test_the_command_writes_checkpoints_pictures_and_a_report_and_resumes(tmp_path: Path) -> None:
+    first = command(DIGITS, *QUICK, "--set=training.evaluate_every=3", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    out = tmp_path / "runs" / "digits"
+    assert {path.name for path in out.iterdir()} == {"last.pt", "best.pt", "curves.png", "samples.png", "report.json"}
+    report = json.loads((out / "report.json").read_text())
+    assert report["steps"] == 6
+    assert [entry["step"] for entry in report["history"]] == [3, 6]
+    assert {"log_normal", "log_det", "validation"} <= report["history"][0].keys()
+    again = command(DIGITS, *QUICK, cwd=tmp_path)
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "already holds a run" in again.stderr
+    longer = command(DIGITS, *QUICK, "--set=training.steps=8", "--resume", cwd=tmp_path)
+    assert longer.returncode == 0, longer.stderr
+    assert load_checkpoint(out / "last.pt").step == 8
+    exported = command(out / "best.pt", tmp_path / "digits.pt", cwd=tmp_path, module="model.export")
+    assert exported.returncode == 0, exported.stderr
+    evaluated = command(tmp_path / "digits.pt", "sklearn:digits", cwd=tmp_path, module="model.evaluate")
+    assert "bits/dim" in evaluated.stdout
+    assert "round trip" in evaluated.stdout
+
+
+def test_interrupting_leaves_a_usable_checkpoint(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = [*QUICK, "--set=training.steps=100000", "--set=training.checkpoint_every=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "model.train", str(DIGITS), *arguments],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    last = tmp_path / "runs" / "digits" / "last.pt"
+    deadline = time.monotonic() + 60
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    checkpoint = load_checkpoint(last)
+    assert 0 < checkpoint.step < 100000
+    assert checkpoint.averaged_flow().log_prob(torch.zeros(1, 1, 8, 8)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.toml"], "missing.toml: No such file or directory"),
+        ([DIGITS, "--set=training.step=3"], "unknown key 'training.step'"),
+        ([DIGITS, "--set=model.depth=3"], "unknown key 'model.depth'"),
+        ([DIGITS, "--set=training.steps=0"], "training.steps: Input should be greater than or equal to 1, got 0"),
+        ([DIGITS, "--set=model.num_levels=4"], "image sides must be divisible by 2**num_levels = 16, got 8x8"),
+        ([DIGITS, "--set=model.bits=3"], "pixel 16 is over 7, the most that model.bits allows"),
+        ([DIGITS, "--set=data.train=none.csv"], "none.csv: no such file or folder"),
+        ([DIGITS, "--set=name"], "expected table.key=value"),
+        ([DIGITS, "--resume"], "last.pt does not exist"),
+    ],
+)
+def test_wrong_use_ends_with_one_line_and_code_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[object],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments)])
+    with pytest.raises(SystemExit) as raised:
+        run_command(main)
+    assert raised.value.code == 2
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    trainer = Trainer(tiny_recipe("a"), tiny_table())
+    save_checkpoint(trainer.checkpoint(), path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(CheckpointError, match=r"last\.pt: not a checkpoint file, or a damaged one"):
+        load_checkpoint(path)
+    result = command(path, tmp_path / "out.pt", cwd=tmp_path, module="model.export")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_a_failed_write_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(tiny_recipe("a"), tiny_table())
+    save_checkpoint(trainer.checkpoint(), tmp_path / "last.pt")
+    before = (tmp_path / "last.pt").read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(trainer.checkpoint(), tmp_path / "last.pt")
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_every_recipe_in_the_repository_is_valid() -> None:
+    recipes = sorted((ROOT / "model" / "recipes").glob("*.toml"))
+    assert len(recipes) >= 3
+    for path in recipes:
+        assert read_recipe(path).name == path.stem
+
+
+def test_a_recipe_can_be_changed_from_the_command_line(tmp_path: Path) -> None:
+    recipe = read_recipe(DIGITS, ["training.steps=7", "model.partition=alternating", 'artifact.licence="MIT"'])
+    assert (recipe.training.steps, recipe.model.partition, recipe.artifact.licence) == (7, "alternating", "MIT")
+    (tmp_path / "a.toml").write_text("name = ")
+    with pytest.raises(RecipeError, match="not valid TOML"):
+        read_recipe(tmp_path / "a.toml")
+
+
+def test_resuming_on_other_data_or_another_model_is_refused() -> None:
+    splits = tiny_table()
+    checkpoint = Trainer(tiny_recipe("a"), splits).checkpoint()
+    with pytest.raises(RecipeError, match="the data differ"):
+        Trainer(tiny_recipe("a"), tiny_table(404), checkpoint)
+    with pytest.raises(RecipeError, match=r"\[model\] and \[data\] must be those of the checkpoint"):
+        Trainer(tiny_recipe("a", width=16), splits, checkpoint)
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """Same global batch, same losses but for the order of additions."""
+    losses: list[Any] = []
+    for launcher in ([sys.executable], [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]):
+        out = tmp_path / str(len(launcher))
+        arguments = ["-m", "model.train", str(DIGITS), *QUICK, "--set=training.evaluate_every=2", f"--out={out}"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        run = subprocess.run([*launcher, *arguments], env=environment, capture_output=True, text=True, timeout=120)
+        assert run.returncode == 0, run.stderr
+        history = json.loads((out / "report.json").read_text())["history"]
+        losses.append([(entry["loss"], entry["validation"]) for entry in history])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_parse_recipe_names_a_missing_key() -> None:
+    with pytest.raises(RecipeError, match="here: training: Field required"):
+        parse_recipe({"name": "a", "data": {"train": "x", "validation": 1, "calibration": 1}}, "here")
