@@ -68,8 +68,8 @@ def load(source: str, base: Path = Path(), label_column: str | None = None) -> D
 
     ``*.idx``, ``*ubyte``, either with ``.gz`` (the MNIST format); ``.npy``; ``.npz`` (array ``X`` or ``x``, labels
     ``y``, else its only array); ``.csv`` and ``.parquet`` (numeric columns; ``label_column`` is set apart); a folder of
-    images of one size; ``sklearn:digits`` and ``sklearn:breast-cancer``. Arrays of two dimensions are vectors, (N, H, W)
-    or (N, C, H, W) are images of whole numbers 0..255. Raises DataError.
+    images of one size; ``sklearn:digits`` and ``sklearn:breast-cancer``. Arrays of two dimensions are vectors, those of
+    three (N, H, W) or four (N, C, H, W) are images of whole numbers 0..255. Raises DataError.
     """
     if source in SKLEARN_SETS:
         return _load_sklearn(source)

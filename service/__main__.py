@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from service.app import create_app
 from service.artifact import ArtifactError
-from service.engine import find_artifacts
 from service.settings import Settings, SettingsError, read_settings
 
 
@@ -26,17 +26,16 @@ def main(argv: list[str]) -> int:
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     try:
         settings = read_settings(**given)
-        find_artifacts(settings.models)
-        return serve(settings)
+        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        app = create_app(settings)
     except (SettingsError, ArtifactError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return serve(app, settings)
 
 
-def serve(settings: Settings) -> int:
+def serve(app: FastAPI, settings: Settings) -> int:
     """Run uvicorn in this process until SIGINT or SIGTERM; requests in flight are answered first."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    app = create_app(settings)
     config = uvicorn.Config(
         app, settings.host, settings.port, log_level=settings.log_level, access_log=False, timeout_graceful_shutdown=30
     )

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import api, openapi
+from service.engine import Engine
 from service.errors import ServiceError
 from service.flows import Flows
 from service.settings import Settings
@@ -30,11 +31,15 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Build the application. Models are loaded, verified and warmed when it starts, before it is ready."""
+    """Build the application around verified models; they are warmed when it starts, before it is ready.
+
+    Raises ArtifactError where the settings name an artifact that cannot be served.
+    """
+    engine = Engine(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.flows = await asyncio.to_thread(Flows, settings)
+        app.state.flows = await asyncio.to_thread(Flows, settings, engine)
         yield
         flows, app.state.flows = app.state.flows, None
         await asyncio.to_thread(flows.close)

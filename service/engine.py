@@ -36,7 +36,10 @@ class Call:
 
 
 class Engine:
-    """Verified, frozen and warm models by name. ``run`` is to be called from one thread."""
+    """Verified and frozen models by name. ``run`` is to be called from one thread.
+
+    Raises ArtifactError for an artifact that fails its checks, a name served twice, a default or a device not there.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.device = torch.device(choose_device(settings.device))
@@ -53,8 +56,7 @@ class Engine:
             self.manifests[name] = artifact.manifest
             self._modules[name] = module
         self.default = self._choose_default(settings.default_model)
-        for name in self.manifests:
-            self._warm_up(name, settings.max_batch_rows)
+        self._max_batch_rows = settings.max_batch_rows
         served = ", ".join(f"{name}@{manifest.version}" for name, manifest in self.manifests.items())
         logger.info("serving %s on %s, %d threads", served, self.device, torch.get_num_threads())
 
@@ -65,11 +67,15 @@ class Engine:
             raise ArtifactError(f"GLOW_DEFAULT_MODEL is {wanted!r}, but only {', '.join(self.manifests)} are served")
         return wanted
 
-    def _warm_up(self, name: str, max_rows: int) -> None:
-        manifest = self.manifests[name]
+    def warm_up(self) -> None:
+        """Run every method at the sizes it will see, until the compiler has settled."""
+        for name, manifest in self.manifests.items():
+            self._warm_up(name, manifest)
+
+    def _warm_up(self, name: str, manifest: Manifest) -> None:
         row = np.asarray(manifest.golden.inputs[0], manifest.input_dtype).reshape(1, *manifest.shape)
         latent = np.asarray(manifest.golden.latents[0], np.float32)[None]
-        for num_rows in {1, REPRODUCIBLE_ROWS, max_rows}:
+        for num_rows in {1, REPRODUCIBLE_ROWS, self._max_batch_rows}:
             for operation, example in (("log_prob", row), ("encode", row), ("decode", latent)):
                 for _ in range(WARM_UP_CALLS):
                     self.run(Call(name, operation), np.repeat(example, num_rows, 0))  # type: ignore[arg-type]

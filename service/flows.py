@@ -34,9 +34,10 @@ class Scored:
 class Flows:
     """Served models, their engine and its batcher; exists once the engine is warm."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, engine: Engine) -> None:
         self.settings = settings
-        self._engine = Engine(settings)
+        self._engine = engine
+        engine.warm_up()
         self._batcher: Batcher[Call] = Batcher(self._engine.run, settings.max_batch_rows, settings.max_queue_rows)
         self._batcher.start()
 

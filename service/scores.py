@@ -12,7 +12,7 @@ FloatArray = npt.NDArray[np.float64]
 
 def bits_per_dim(log_likelihood: FloatArray, num_dims: int) -> FloatArray:
     """-log_likelihood / (D ln 2): nats per input -> bits per dimension."""
-    bits: FloatArray = np.negative(log_likelihood) / (num_dims * math.log(2))
+    bits: FloatArray = np.divide(-log_likelihood, num_dims * math.log(2))
     return bits
 
 

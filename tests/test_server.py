@@ -1,0 +1,98 @@
+"""The real server: started as a user starts it, asked over a socket, stopped by a signal."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def start(*arguments: object, **environment: str) -> "subprocess.Popen[str]":
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "GLOW_THREADS": "1", "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(
+        [sys.executable, "-m", "service", *map(str, arguments)],
+        env=variables,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@contextmanager
+def server(*arguments: object) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """A server that is ready, and its address."""
+    port = free_port()
+    process = start(*arguments, "--port", port)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            if process.poll() is not None:
+                break
+            try:
+                if httpx.get(f"{url}/readyz").status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        assert process.poll() is None, process.communicate()
+        yield url, process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_started_server_answers_and_a_signal_lets_it_finish_what_it_took(models_dir: Path) -> None:
+    with server("--models", models_dir) as (url, process):
+        names = [model["name"] for model in httpx.get(f"{url}/models").json()["models"]]
+        assert names == ["tiny-images", "tiny-table"]
+        with (
+            httpx.Client(base_url=url, timeout=60) as client,
+            client.stream("GET", "/sample?n=2000&seed=1") as response,
+        ):
+            process.send_signal(signal.SIGTERM)
+            assert response.status_code == 200
+            response.read()
+            assert len(response.json()["samples"]) == 2000
+        assert process.wait(30) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["--models", "nothing.pt"], {}, "nothing.pt: No such file or directory"),
+        (["--models", "{empty}"], {}, "holds no artifact"),
+        (["--models", "{damaged}"], {}, "does not end in its checksum: truncated, or not an artifact"),
+        ([], {"GLOW_PORT": "http"}, "GLOW_PORT: Input should be a valid integer"),
+        (["--host", "0.0.0.0"], {}, "'0.0.0.0' is a public address: set GLOW_ALLOW_ANONYMOUS=true"),
+        (["--models", "{good}"], {"GLOW_DEFAULT_MODEL": "other"}, "GLOW_DEFAULT_MODEL is 'other', but only"),
+        (["--models", "{good}", "{good}"], {}, "two artifacts are named"),
+    ],
+)
+def test_a_start_that_cannot_work_ends_with_one_line_and_code_2(
+    models_dir: Path, tmp_path: Path, arguments: list[str], environment: dict[str, str], message: str
+) -> None:
+    good = models_dir / "tiny-table.pt"
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(good.read_bytes()[:-100])
+    places = {"good": good, "damaged": damaged, "empty": tmp_path / "empty"}
+    places["empty"].mkdir()
+    process = start(*(argument.format(**places) for argument in arguments), **environment)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert stderr.count("\n") == 1, stderr
+    assert message in stderr
