@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 DATA ?= ../shared/data
+PROCESSES ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -22,11 +23,11 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Trains from data (hours for the images); continues a run that was interrupted.
+# Trains from data (hours for the images) on so many processes; continues a run that was interrupted.
 artifacts: $(VENV)/.test
 	for name in fashion-mnist breast-cancer; do \
 	    resume=$$(test ! -e runs/$$name/last.pt || echo --resume); \
-	    $(BIN)/python -m model.train model/recipes/$$name.toml --data-dir $(DATA) $$resume && \
+	    $(BIN)/torchrun --nproc-per-node $(PROCESSES) -m model.train model/recipes/$$name.toml --data-dir $(DATA) $$resume && \
 	    $(BIN)/python -m model.export runs/$$name/best.pt service/artifacts/$$name.pt --data-dir $(DATA) || exit 1; \
 	done
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from model.cli import run_command
 from model.columns import add_column_noise
@@ -23,7 +25,12 @@ NOISE_SEED = 0
 def log_prob(module: torch.jit.ScriptModule, x: Tensor) -> Tensor:
     """Log-likelihoods of any number of rows, in batches: (N, *shape) -> (N,) nats."""
     with torch.inference_mode():
-        return torch.cat([module.log_prob(batch) for batch in torch.split(x, BATCH)])
+        return torch.cat([module.log_prob(batch) for batch in _batches(x, "scoring")])
+
+
+def _batches(x: Tensor, what: str) -> Iterable[Tensor]:
+    """Cut rows into batches, with a progress bar on a terminal."""
+    return tqdm(torch.split(x, BATCH), desc=what, unit="batch", leave=False, disable=None)
 
 
 def as_inputs(data: Dataset) -> Tensor:
@@ -53,7 +60,7 @@ def round_trip_error(module: torch.jit.ScriptModule, x: Tensor, columns: list[Co
     with torch.inference_mode():
         errors: list[float] = [
             ((module.decode(module.encode(batch)[0]) - batch).abs() / scale).max().item()
-            for batch in torch.split(x, BATCH)
+            for batch in _batches(x, "round trip")
         ]
     return max(errors)
 

@@ -12,8 +12,7 @@ FloatArray = npt.NDArray[np.float64]
 
 def bits_per_dim(log_likelihood: FloatArray, num_dims: int) -> FloatArray:
     """-log_likelihood / (D ln 2): nats per input -> bits per dimension."""
-    bits: FloatArray = np.divide(-log_likelihood, num_dims * math.log(2))
-    return bits
+    return -log_likelihood * np.float64(1 / (num_dims * math.log(2)))
 
 
 def negative_log_likelihood(log_likelihood: FloatArray) -> FloatArray:
@@ -28,8 +27,7 @@ def p_values(scores: FloatArray, calibration: FloatArray) -> FloatArray:
     value is 1 / (m + 1). Source: Bates et al. 2023 (arXiv:2104.08279), section 2.
     """
     at_least = len(calibration) - np.searchsorted(calibration, scores, side="left")
-    p_value: FloatArray = (1.0 + at_least) / (len(calibration) + 1.0)
-    return p_value
+    return (1 + at_least).astype(np.float64) / (len(calibration) + 1)
 
 
 def smallest_p_value(num_calibration: int) -> float:
