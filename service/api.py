@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
 
 from service import noise, openapi
 from service.artifact import Manifest
@@ -159,6 +160,12 @@ async def readyz(request: Request) -> Response:
     return _json({"status": "ok"})
 
 
+@router.get("/", include_in_schema=False)
+async def root() -> Response:
+    """Send a browser to the documentation."""
+    return RedirectResponse("/docs")
+
+
 _SUMMARY_FIELDS = ("name", "version", "description", "kind", "shape")
 _PUBLIC_FIELDS = (
     *_SUMMARY_FIELDS,
@@ -238,6 +245,8 @@ async def _read_body(request: Request) -> bytearray:
     body = bytearray()  # writable, so that an array can view it without a copy
     if announced.isdecimal() and int(announced) > limit:
         raise TooLarge(f"a body of {announced} bytes is over the limit of {limit} (GLOW_MAX_BODY_BYTES)")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedMediaType("compressed bodies are not read; send the body without Content-Encoding")
     async for part in request.stream():
         if len(body) + len(part) > limit:
             raise TooLarge(f"the body is over the limit of {limit} bytes (GLOW_MAX_BODY_BYTES)")

@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import api, openapi
@@ -54,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(ClientDisconnect, _client_left)
     app.add_exception_handler(Exception, _internal_error)
     app.add_middleware(RequestId)
 
@@ -113,6 +115,11 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     return _error(request, 422, "unprocessable", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+
+
+async def _client_left(request: Request, error: Exception) -> Response:
+    """The caller hung up while sending its body: nobody reads this answer, and it is no error of ours."""
+    return _error(request, 400, "bad_request", "the connection closed before the body was complete")
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:

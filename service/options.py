@@ -15,7 +15,7 @@ Format = Literal["json", "npy", "png"]
 class Options(BaseModel):
     """Options of every route that runs a model."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str | None = Field(None, max_length=200, description="Name of the model; the default one if absent.")
     format: Format | None = Field(None, description="Media type of the answer, over the Accept header.")
@@ -32,7 +32,7 @@ class RowOptions(Options):
 class Dequantization(BaseModel):
     """Average the likelihood over uniform noise, as published figures do."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     samples: int = Field(ge=1, le=1_000_000, description="Noisy copies K of each row: log mean_k p(x + u_k).")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of the noise.")

@@ -296,6 +296,18 @@ GOOD = [[0.0] * 64]
             422,
             "inputs[0]['b'] must be",
         ),
+        (
+            "/log-likelihood",
+            b'{"inputs": ' + b"[" * 1000 + b"true" + b"]" * 1000 + b"}",
+            422,
+            "must be a number, got a boo",
+        ),
+        (
+            "/log-likelihood",
+            b'{"inputs": ' + b"[" * 1000 + b"1" + b"]" * 1000 + b"}",
+            422,
+            "inputs is nested too deeply",
+        ),
         ("/encode", {"inputs": GOOD, "alpha": 0.1}, 422, "unknown option 'alpha'"),
         ("/decode", {"latents": [[0.0]]}, 422, "latents must be of shape (B, 64)"),
         ("/decode", {"inputs": GOOD}, 422, "the body has no member 'latents'"),
@@ -415,3 +427,18 @@ async def test_the_documentation_page_needs_no_network(client: httpx.AsyncClient
     assert "http://" not in page.text
     assert "https://" not in page.text
     assert (await client.get("/static-offline-docs/swagger-ui-bundle.js")).status_code == 200
+
+
+async def test_numbers_that_are_not_finite_are_refused_as_options(client: httpx.AsyncClient) -> None:
+    for value in ("nan", "inf"):
+        assert (await client.get(f"/sample?temperature={value}")).status_code == 422
+
+
+async def test_a_compressed_body_is_refused_by_name(client: httpx.AsyncClient) -> None:
+    response = await client.post("/sample", content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
+    assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
+
+
+async def test_the_root_leads_a_browser_to_the_documentation(client: httpx.AsyncClient) -> None:
+    response = await client.get("/")
+    assert (response.status_code, response.headers["location"]) == (307, "/docs")

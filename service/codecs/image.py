@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from service.errors import BadRequest, Unprocessable
+from service.errors import BadRequest, ServiceError, Unprocessable
 
 MEDIA_TYPES = ("image/png", "image/jpeg")
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}
@@ -36,7 +36,9 @@ def read(
         if image.mode not in _EIGHT_BIT_MODES:
             raise Unprocessable(f"{name} is of mode {image.mode}, expected 8 bits per channel")
         pixels = np.asarray(image.convert("L" if num_channels == 1 else "RGB"), np.float32)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except ServiceError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly anything on hostile bytes
         raise BadRequest(f"{name} is not a readable PNG or JPEG") from error
     low, high = value_range
     planes = pixels.reshape(height, width, -1).transpose(2, 0, 1)

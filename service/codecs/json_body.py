@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import orjson
 from service.errors import BadRequest, Unprocessable
 
 MEDIA_TYPE = "application/json"
+_MAX_DEPTH = 6  # (B, C, H, W), and some to see that a body is deeper
 
 
 def read_object(body: bytes | bytearray) -> dict[str, Any]:
@@ -44,11 +46,10 @@ def may_hide_booleans(body: bytes | bytearray, options: dict[str, Any]) -> bool:
 
 def refuse_booleans(value: object, name: str) -> None:
     """Raise Unprocessable naming the first boolean in nested lists."""
-    if isinstance(value, bool):
-        raise Unprocessable(f"{name} must be a number, got {_kind(value)}")
-    if isinstance(value, list):
-        for i, item in enumerate(value):
-            refuse_booleans(item, f"{name}[{i}]")
+    for level in _levels(value, name):
+        for path, item in level:
+            if isinstance(item, bool):
+                raise Unprocessable(f"{path} must be a number, got {_kind(item)}")
 
 
 def write(values: dict[str, Any]) -> bytes:
@@ -61,8 +62,7 @@ def write(values: dict[str, Any]) -> bytes:
 
 def _explain(value: list[Any], name: str) -> str:
     """Find what keeps nested lists from being an array of numbers."""
-    level: list[tuple[str, Any]] = [(name, value)]
-    while True:
+    for level in _levels(value, name):
         lists = [(path, item) for path, item in level if isinstance(item, list)]
         for path, item in level:
             if not isinstance(item, list | int | float) or isinstance(item, bool):
@@ -70,9 +70,17 @@ def _explain(value: list[Any], name: str) -> str:
             if lists and (not isinstance(item, list) or len(item) != len(lists[0][1])):
                 length = f"a list of {len(item)}" if isinstance(item, list) else "a number"
                 return f"{name} is ragged: {path} is {length}, but {lists[0][0]} is a list of {len(lists[0][1])}"
-        if not lists:
-            return f"{name} must hold numbers only"
-        level = [(f"{path}[{i}]", item) for path, items in lists for i, item in enumerate(items)]
+    return f"{name} is nested too deeply"
+
+
+def _levels(value: object, name: str) -> Iterator[list[tuple[str, Any]]]:
+    """Walk nested lists breadth first, each item with its path, as deep as any array goes."""
+    level: list[tuple[str, Any]] = [(name, value)]
+    for _ in range(_MAX_DEPTH):
+        yield level
+        level = [
+            (f"{path}[{i}]", item) for path, items in level if isinstance(items, list) for i, item in enumerate(items)
+        ]
 
 
 def _kind(value: object) -> str:
