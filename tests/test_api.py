@@ -300,7 +300,7 @@ GOOD = [[0.0] * 64]
             "/log-likelihood",
             b'{"inputs": ' + b"[" * 1000 + b"true" + b"]" * 1000 + b"}",
             422,
-            "must be a number, got a boo",
+            "inputs is nested too deeply",
         ),
         (
             "/log-likelihood",
