@@ -22,5 +22,5 @@ WORKDIR /
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import httpx, os; httpx.get(f'http://127.0.0.1:{os.environ.get(\"GLOW_PORT\", 8000)}/readyz').raise_for_status()"]
+    CMD ["python", "-c", "import httpx, os; httpx.get(f'http://127.0.0.1:{os.environ.get(\"GLOW_PORT\", 8000)}/readyz', trust_env=False, timeout=4).raise_for_status()"]
 ENTRYPOINT ["python", "-m", "service"]

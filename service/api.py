@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Generic, Literal
+from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,6 @@ from service.artifact import Manifest
 from service.codecs import image, json_body, npy
 from service.errors import (
     DeadlineExceeded,
-    NotAcceptable,
     TooLarge,
     Unavailable,
     Unprocessable,
@@ -26,11 +25,23 @@ from service.errors import (
 )
 from service.flows import Flows
 from service.negotiation import MEDIA_TYPES, choose_format
-from service.options import AnyOptions, Format, Options, RowOptions, SampleOptions, ScoreOptions, read_options
-from service.rows import inputs_from_array, inputs_from_json, latents_from_array
+from service.options import (
+    EncodeOptions,
+    ExampleOptions,
+    Format,
+    RowOptions,
+    SampleOptions,
+    ScoreOptions,
+    read_options,
+)
+from service.rows import inputs_from_array, inputs_from_json, latents_from_array, latents_from_json
 from service.settings import Settings
 
 Array = npt.NDArray[Any]
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+_SMALL = 2**16  # bytes or entries that take the event loop less than about a millisecond
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 router = APIRouter()
@@ -56,7 +67,7 @@ def within_deadline(handler: Handler) -> Handler:
 async def log_likelihood(request: Request) -> Response:
     """Log-likelihood of each input in nats and bits per dimension and, calibrated, its anomaly score and p-value."""
     call = await _read_rows(request, ScoreOptions, "inputs")
-    answer_format = choose_format(request.headers.get("accept"), call.options.format, ("json", "npy"))
+    answer_format = choose_format(_accept(request), call.options.format, ("json", "npy"))
     noisy = call.options.dequantization
     scored = await _flows(request).score(
         call.manifest,
@@ -67,17 +78,17 @@ async def log_likelihood(request: Request) -> Response:
         noisy.seed if noisy else 0,
     )
     values = {name: value for name, value in vars(scored).items() if value is not None}
-    return _answer(answer_format, call.manifest, values, "log_likelihood")
+    return await _answer(answer_format, call.manifest, values, "log_likelihood")
 
 
 @router.post("/encode", **openapi.ENCODE)
 @within_deadline
 async def encode(request: Request) -> Response:
     """Latent code of each input, a vector that is N(0, I) under the model, and its log-likelihood."""
-    call = await _read_rows(request, RowOptions, "inputs")
-    answer_format = choose_format(request.headers.get("accept"), call.options.format, ("json", "npy"))
+    call = await _read_rows(request, EncodeOptions, "inputs")
+    answer_format = choose_format(_accept(request), call.options.format, ("json", "npy"))
     latents, log_prob = await _flows(request).encode(call.manifest, call.rows, call.options.reproducible)
-    return _answer(answer_format, call.manifest, {"latents": latents, "log_likelihood": log_prob}, "latents")
+    return await _answer(answer_format, call.manifest, {"latents": latents, "log_likelihood": log_prob}, "latents")
 
 
 @router.post("/decode", **openapi.DECODE)
@@ -85,9 +96,9 @@ async def encode(request: Request) -> Response:
 async def decode(request: Request) -> Response:
     """Input of each latent code: the inverse of /encode, in the model's units, not rounded (PNG: rounded)."""
     call = await _read_rows(request, RowOptions, "latents")
-    answer_format = choose_format(request.headers.get("accept"), call.options.format, _formats(call.manifest))
+    answer_format = choose_format(_accept(request), call.options.format, _formats(call.manifest))
     outputs = await _flows(request).decode(call.manifest, call.rows, call.options.reproducible)
-    return _answer(answer_format, call.manifest, {"outputs": outputs}, "outputs")
+    return await _answer(answer_format, call.manifest, {"outputs": outputs}, "outputs")
 
 
 @router.post("/sample", **openapi.SAMPLE)
@@ -111,14 +122,14 @@ async def sample_by_query(request: Request) -> Response:
 async def _sample(request: Request, options: SampleOptions) -> Response:
     flows = _flows(request)
     manifest = flows.manifest(options.model)
-    answer_format = choose_format(request.headers.get("accept"), options.format, _formats(manifest))
+    answer_format = choose_format(_accept(request), options.format, _formats(manifest))
     seed = noise.random_seed() if options.seed is None else options.seed
     temperature = manifest.temperature if options.temperature is None else options.temperature
     samples = await flows.sample(manifest, options.n, temperature, seed)
     values: dict[str, object] = {"samples": samples}
     if answer_format == "json":  # no other format has a place for it
         values["log_likelihood"] = await flows.log_likelihood(manifest, samples, reproducible=True)
-    return _answer(answer_format, manifest, {**values, "seed": seed}, "samples")
+    return await _answer(answer_format, manifest, {**values, "seed": seed}, "samples")
 
 
 @router.get("/models", **openapi.MODELS)
@@ -139,12 +150,12 @@ async def model(request: Request, name: str) -> Response:
 async def example(request: Request, name: str) -> Response:
     """A valid input, from the model's held-out data: as JSON, the body of /log-likelihood and /encode."""
     manifest = _flows(request).manifest(name)
-    options = read_options(Options, _query(request))
-    answer_format = choose_format(request.headers.get("accept"), options.format, _formats(manifest))
+    options = read_options(ExampleOptions, _query(request))
+    answer_format = choose_format(_accept(request), options.format, _formats(manifest))
     x = np.asarray(manifest.golden.inputs[:1], manifest.input_dtype).reshape(1, *manifest.shape)
     if answer_format == "json":
         return _json({"model": name, "inputs": x})
-    return _answer(answer_format, manifest, {"inputs": x}, "inputs")
+    return await _answer(answer_format, manifest, {"inputs": x}, "inputs")
 
 
 @router.get("/livez", **openapi.LIVEZ)
@@ -194,16 +205,19 @@ def _public(manifest: Manifest, fields: tuple[str, ...]) -> dict[str, Any]:
     return values
 
 
+RowsOptions = TypeVar("RowsOptions", bound=RowOptions)
+
+
 @dataclass(frozen=True)
-class _Rows(Generic[AnyOptions]):
+class _Rows(Generic[RowsOptions]):
     manifest: Manifest
-    options: AnyOptions
+    options: RowsOptions
     rows: Array
 
 
 async def _read_rows(
-    request: Request, kind: type[AnyOptions], field: Literal["inputs", "latents"]
-) -> _Rows[AnyOptions]:
+    request: Request, kind: type[RowsOptions], field: Literal["inputs", "latents"]
+) -> _Rows[RowsOptions]:
     """Read the rows and options of a request, whatever the media type of its body."""
     flows = _flows(request)
     media_type, query = _media_type(request), _query(request)
@@ -215,27 +229,27 @@ async def _read_rows(
         value = values.pop(field)
         options = read_options(kind, query, values)
         manifest = flows.manifest(options.model)
-        if json_body.may_hide_booleans(body, values):
-            json_body.refuse_booleans(value, field)
-        if field == "inputs":
-            rows = inputs_from_json(value, manifest)
-        else:
-            rows = latents_from_array(json_body.read_numbers(value, field), manifest)
-        return _Rows(manifest, options, rows)
+        if isinstance(value, list):  # before any of it is decoded
+            flows.check_rows(len(value), "rows")
+        read_json = inputs_from_json if field == "inputs" else latents_from_json
+        return _Rows(manifest, options, await _off_loop(len(body), read_json, value, manifest))
     options = read_options(kind, query)
     manifest = flows.manifest(options.model)
     if media_type == npy.MEDIA_TYPE:
-        array = npy.read(body)
-        return _Rows(
-            manifest, options, (inputs_from_array if field == "inputs" else latents_from_array)(array, manifest)
-        )
-    if media_type in image.MEDIA_TYPES and field == "inputs" and manifest.value_range is not None:
-        pixels = image.read(body, manifest.shape, manifest.value_range, "the image")
-        return _Rows(manifest, options, pixels[None])
+        read_array = inputs_from_array if field == "inputs" else latents_from_array
+        return _Rows(manifest, options, read_array(npy.read(body), manifest))
     accepted = [json_body.MEDIA_TYPE, npy.MEDIA_TYPE]
-    if field == "inputs" and manifest.kind == "image":
+    if field == "inputs" and manifest.value_range is not None and manifest.is_picture:
+        if media_type in image.MEDIA_TYPES:
+            pixels = image.read(body, manifest.shape, manifest.value_range, "the image")
+            return _Rows(manifest, options, pixels[None])
         accepted += image.MEDIA_TYPES
     raise UnsupportedMediaType(f"the body must be {', '.join(accepted)}")
+
+
+async def _off_loop(size: int, work: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs) -> Result:
+    """Do small work here and large work (``size`` bytes or entries) on a thread, so that other requests go on."""
+    return work(*args, **kwargs) if size <= _SMALL else await asyncio.to_thread(work, *args, **kwargs)
 
 
 async def _read_body(request: Request) -> bytearray:
@@ -259,8 +273,12 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", json_body.MEDIA_TYPE).partition(";")[0].strip().lower()
 
 
-def _query(request: Request) -> dict[str, str]:
-    return dict(request.query_params)
+def _accept(request: Request) -> str:
+    return ",".join(request.headers.getlist("accept"))
+
+
+def _query(request: Request) -> list[tuple[str, str]]:
+    return request.query_params.multi_items()
 
 
 def _flows(request: Request) -> Flows:
@@ -278,20 +296,22 @@ def _settings(request: Request) -> Settings:
 
 def _formats(manifest: Manifest) -> tuple[Format, ...]:
     """Formats of an answer that holds inputs of a model."""
-    return ("json", "npy", "png") if manifest.kind == "image" else ("json", "npy")
+    return ("json", "npy", "png") if manifest.is_picture else ("json", "npy")
 
 
-def _answer(answer_format: Format, manifest: Manifest, values: Mapping[str, object], main: str) -> Response:
+async def _answer(answer_format: Format, manifest: Manifest, values: Mapping[str, object], main: str) -> Response:
     """Write an answer: all values as JSON, or the main array as binary with the rest of importance in headers."""
-    if answer_format == "json":
-        return _json({"model": manifest.name, "version": manifest.version, **values})
     array = np.asarray(values[main])
+    if answer_format == "json":
+        content = await _off_loop(
+            array.size, json_body.write, {"model": manifest.name, "version": manifest.version, **values}
+        )
+        return Response(content, media_type=MEDIA_TYPES["json"])
     if answer_format == "npy":
         content = npy.write(array)
-    elif manifest.value_range is not None:
-        content = image.write_grid(array, manifest.value_range)
     else:
-        raise NotAcceptable("only images can be answered as PNG")
+        assert manifest.value_range is not None  # _formats offers PNG for images alone
+        content = await _off_loop(array.size, image.write_grid, array, manifest.value_range)
     headers = {"x-glow-model": manifest.name, "x-glow-version": manifest.version}
     if "seed" in values:
         headers["x-glow-seed"] = str(values["seed"])

@@ -13,7 +13,6 @@ from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -54,7 +53,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(api.router)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(ClientDisconnect, _client_left)
     app.add_exception_handler(Exception, _internal_error)
     app.add_middleware(RequestId)
@@ -111,17 +109,14 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return _error(request, error.status_code, code, str(error.detail), dict(error.headers or {}))
 
 
-async def _validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    return _error(request, 422, "unprocessable", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-
-
 async def _client_left(request: Request, error: Exception) -> Response:
     """The caller hung up while sending its body: nobody reads this answer, and it is no error of ours."""
     return _error(request, 400, "bad_request", "the connection closed before the body was complete")
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:
-    """A bug of ours: the log has the exception (the server writes it), the caller an id to quote."""
-    return _error(request, 500, "internal_error", "internal error; quote the request_id to the operator")
+    """A bug of ours: the log has the exception, the caller an id to quote."""
+    request_id = request.state.request_id
+    logger.error("request %s failed", request_id, exc_info=error)
+    text = "internal error; quote the request_id to the operator"
+    return _error(request, 500, "internal_error", text, {"x-request-id": request_id})  # outside the middleware

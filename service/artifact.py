@@ -12,6 +12,7 @@ import io
 import os
 import warnings
 import zipfile
+import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.scores import smallest_p_value
 
 METHODS = ["log_prob", "encode", "decode", "statistics"]
 ROUND_TRIP_TOLERANCE = 1e-2  # of decode(encode(x)), in pixel units or standard deviations of a column
@@ -80,6 +83,9 @@ class Calibration(_Part):
     def _ascending(self) -> Calibration:
         if np.any(np.diff(self.values) < 0):
             raise ValueError("values must be ascending")
+        smallest = smallest_p_value(len(self.values))
+        if self.alpha < smallest:
+            raise ValueError(f"alpha must be at least {smallest:.3g}, the smallest p-value of {len(self.values)} rows")
         return self
 
 
@@ -121,6 +127,13 @@ class Manifest(_Part):
             raise ValueError("an image artifact needs a value_range")
         if self.kind == "vector" and len(self.columns) != self.num_dims:
             raise ValueError(f"columns must name each of {self.num_dims} dimensions, got {len(self.columns)}")
+        names = [column.name for column in self.columns]
+        if len(set(names)) != len(names):
+            raise ValueError("columns must have different names")
+        golden = self.golden
+        sizes = {len(row) for row in [*golden.inputs, *golden.latents]}
+        if not (len(golden.inputs) == len(golden.log_prob) == len(golden.latents) >= 1) or sizes != {self.num_dims}:
+            raise ValueError(f"golden must hold as many log_prob and latents as inputs, of {self.num_dims} dimensions")
         ends = [part.offset + int(np.prod(part.shape)) for part in self.latent_layout]
         if [part.offset for part in self.latent_layout] != [0, *ends][:-1] or ends[-1:] != [self.num_dims]:
             raise ValueError(f"latent_layout must cover {self.num_dims} dimensions without a gap")
@@ -129,6 +142,11 @@ class Manifest(_Part):
     @property
     def num_dims(self) -> int:
         return int(np.prod(self.shape))
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether PNG and JPEG can carry an input: grey or RGB images."""
+        return self.kind == "image" and self.shape[0] in (1, 3)
 
     @cached_property
     def quantized(self) -> npt.NDArray[np.bool_]:
@@ -228,8 +246,11 @@ def save_artifact(path: Path, records: dict[str, bytes], manifest: Manifest) -> 
 def open_artifact(path: Path) -> Artifact:
     """Check digest, manifest and golden case, in this order, and load. Raises ArtifactError."""
     data = _read_whole(path)
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        records = {info.filename: archive.read(info) for info in archive.infolist()}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            records = {info.filename: archive.read(info) for info in archive.infolist()}
+    except (zipfile.BadZipFile, NotImplementedError, zlib.error) as error:
+        raise ArtifactError(f"{path}: is not a readable zip archive") from error
     manifest_json = next((record for name, record in records.items() if name.endswith(f"/{_MANIFEST}")), None)
     if manifest_json is None:
         raise ArtifactError(f"{path}: holds no {_MANIFEST}: not exported by python -m model.export")
@@ -259,27 +280,27 @@ def open_artifact(path: Path) -> Artifact:
     return artifact
 
 
-def check_golden(artifact: Artifact, origin: str) -> None:
-    """Replay the golden case on this machine. Raises ArtifactError where an answer is off."""
+def check_golden(artifact: Artifact, origin: str, device: str = "cpu") -> None:
+    """Replay the golden case on the module's device. Raises ArtifactError where an answer is off."""
     manifest, golden = artifact.manifest, artifact.manifest.golden
     x = np.asarray(golden.inputs, manifest.input_dtype).reshape(-1, *manifest.shape)
-    with torch.inference_mode():
-        latents, log_prob = artifact.module.encode(torch.from_numpy(x))
-        decoded = artifact.module.decode(latents)
+    try:
+        with torch.inference_mode():
+            latents, log_prob = artifact.module.encode(torch.from_numpy(x).to(device))
+            decoded = artifact.module.decode(latents).cpu()
+    except RuntimeError as error:
+        raise ArtifactError(f"{origin}: golden case: the module fails on inputs of shape {list(x.shape)}") from error
+    latents, log_prob = latents.cpu(), log_prob.cpu()
     if not within_tolerance(log_prob.numpy(), np.asarray(golden.log_prob)):
         raise ArtifactError(f"{origin}: golden case: log_prob is {log_prob.tolist()}, expected {golden.log_prob}")
-    error = np.abs(latents.numpy() - np.asarray(golden.latents)).max()
-    if not error <= ROUND_TRIP_TOLERANCE:
-        raise ArtifactError(
-            f"{origin}: golden case: latents differ by {error:.3g}, expected at most {ROUND_TRIP_TOLERANCE}"
-        )
+    latents_error = np.abs(latents.numpy() - np.asarray(golden.latents)).max()
     scale = 1.0 if manifest.kind == "image" else np.array([column.std for column in manifest.columns])
-    error = (np.abs(decoded.numpy() - x) / scale).max()
-    if not error <= ROUND_TRIP_TOLERANCE:
-        raise ArtifactError(
-            f"{origin}: golden case: decode(encode(x)) differs from x by {error:.3g}, "
-            f"expected at most {ROUND_TRIP_TOLERANCE}"
-        )
+    round_trip_error = (np.abs(decoded.numpy() - x) / scale).max()
+    for what, value in (("latents", latents_error), ("decode(encode(x))", round_trip_error)):
+        if not value <= ROUND_TRIP_TOLERANCE:
+            raise ArtifactError(
+                f"{origin}: golden case: {what} differ by {value:.3g}, expected at most {ROUND_TRIP_TOLERANCE}"
+            )
 
 
 def _read_whole(path: Path) -> bytes:

@@ -24,27 +24,33 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class _Chunk(Generic[Key]):
-    """Rows of one request that run together; its future belongs to that request alone."""
+class _Request(Generic[Key]):
+    """Rows of one caller: the first ``taken`` are with the engine or answered, in ``parts``."""
 
     key: Key
     rows: Array
+    taken: int = 0
+    parts: list[Arrays] = field(default_factory=list)
     future: Future[Arrays] = field(default_factory=Future)
+
+    @property
+    def left(self) -> int:
+        return len(self.rows) - self.taken
 
 
 class Batcher(Generic[Key]):
     """Runs ``run(key, rows) -> arrays`` on a thread of its own, for whatever waits the moment it is free.
 
-    Chunks with equal keys share a call of at most ``max_batch_rows`` rows; nothing is ever delayed to wait for more.
-    Each output array must have one entry per row. At most ``max_queue_rows`` rows wait.
+    Requests with equal keys share a call of at most ``max_batch_rows`` rows; nothing is ever delayed to wait for more.
+    A request that does not fit gives a part and queues again behind the others, so that a single row never waits for
+    the whole of a large request. Each output array must have one entry per row. At most ``max_queue_rows`` rows wait.
     """
 
     def __init__(self, run: Callable[[Key, Array], Arrays], max_batch_rows: int, max_queue_rows: int) -> None:
         self._run = run
         self._max_batch_rows = max_batch_rows
         self._max_queue_rows = max_queue_rows
-        self._queue: deque[_Chunk[Key]] = deque()
-        self._queued_rows = 0
+        self._queue: deque[_Request[Key]] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -60,76 +66,90 @@ class Batcher(Generic[Key]):
             self._changed.notify()
         self._thread.join()
 
-    @property
-    def queued_rows(self) -> int:
-        """Rows that wait now."""
-        return self._queued_rows
-
     async def submit(self, key: Key, rows: Array) -> Arrays:
-        """Run rows and return their outputs, one entry per row.
+        """Run rows and return their outputs, one entry per row, in order.
 
-        More rows than fit a batch are split and joined again. Cancelling drops what has not started. Raises QueueFull,
-        Unavailable, or what ``run`` raised.
+        Cancelling drops what the engine has not taken. Raises QueueFull, Unavailable, or what ``run`` raised.
         """
-        chunks = [
-            _Chunk(key, rows[start : start + self._max_batch_rows])
-            for start in range(0, len(rows), self._max_batch_rows)
-        ]
-        self._enqueue(chunks, len(rows))
-        results = await asyncio.gather(*(asyncio.wrap_future(chunk.future) for chunk in chunks))
-        return results[0] if len(results) == 1 else tuple(np.concatenate(parts) for parts in zip(*results, strict=True))
+        request = _Request(key, rows)
+        self._enqueue(request)
+        try:
+            return await asyncio.wrap_future(request.future)
+        except asyncio.CancelledError:
+            with self._changed:
+                if request in self._queue:
+                    self._queue.remove(request)
+            raise
 
-    def _enqueue(self, chunks: list[_Chunk[Key]], num_rows: int) -> None:
+    def _enqueue(self, request: _Request[Key]) -> None:
         with self._changed:
             if self._closed:
                 raise Unavailable("the service is stopping")
-            if self._queued_rows + num_rows > self._max_queue_rows:
+            waiting = sum(queued.left for queued in self._queue)
+            if waiting + len(request.rows) > self._max_queue_rows:
                 raise QueueFull(
-                    f"{self._queued_rows} rows are waiting and {num_rows} more would exceed the queue's "
+                    f"{waiting} rows are waiting and {len(request.rows)} more would exceed the queue's "
                     f"{self._max_queue_rows} (GLOW_MAX_QUEUE_ROWS)"
                 )
-            self._queue.extend(chunks)
-            self._queued_rows += num_rows
+            self._queue.append(request)
             self._changed.notify()
 
-    def _take(self) -> list[_Chunk[Key]]:
-        """Wait for work; take the oldest chunk and those behind it that can share its call. Empty: closed."""
+    def _take(self) -> list[tuple[_Request[Key], Array]]:
+        """Wait for work; take rows of the oldest request and of those behind it that can share its call.
+
+        Empty when the batcher is closed and nothing waits.
+        """
         with self._changed:
-            while True:
-                while not self._queue:
-                    if self._closed:
-                        return []
-                    self._changed.wait()
-                batch: list[_Chunk[Key]] = []
-                left: deque[_Chunk[Key]] = deque()
-                room = self._max_batch_rows
-                for chunk in self._queue:
-                    if batch and (chunk.key != batch[0].key or len(chunk.rows) > room):
-                        left.append(chunk)
-                        continue
-                    self._queued_rows -= len(chunk.rows)
-                    if chunk.future.set_running_or_notify_cancel():
-                        batch.append(chunk)
-                        room -= len(chunk.rows)
-                self._queue = left
-                if batch:
-                    return batch
+            while not self._queue:
+                if self._closed:
+                    return []
+                self._changed.wait()
+            key, room = self._queue[0].key, self._max_batch_rows
+            batch: list[tuple[_Request[Key], Array]] = []
+            passed: list[_Request[Key]] = []
+            unfinished: list[_Request[Key]] = []
+            while self._queue and room:
+                request = self._queue.popleft()
+                if request.key != key:
+                    passed.append(request)
+                    continue
+                rows = request.rows[request.taken : request.taken + room]
+                request.taken += len(rows)
+                room -= len(rows)
+                batch.append((request, rows))
+                if request.left:
+                    unfinished.append(request)
+            self._queue.extendleft(reversed(passed))
+            self._queue.extend(unfinished)
+            return batch
 
     def _loop(self) -> None:
         while batch := self._take():
             try:
-                rows = batch[0].rows if len(batch) == 1 else np.concatenate([chunk.rows for chunk in batch])
-                outputs = self._run(batch[0].key, rows)
+                rows = batch[0][1] if len(batch) == 1 else np.concatenate([rows for _, rows in batch])
+                outputs = self._run(batch[0][0].key, rows)
                 wrong = [len(output) for output in outputs if len(output) != len(rows)]
                 if wrong:
                     raise RuntimeError(f"the engine answered {wrong[0]} rows for {len(rows)}")
             except Exception as error:
                 logger.exception("a batch of %d requests failed", len(batch))
-                for chunk in batch:
-                    chunk.future.set_exception(error)
+                self._fail([request for request, _ in batch], error)
                 continue
             start = 0
-            for chunk in batch:
-                end = start + len(chunk.rows)
-                chunk.future.set_result(tuple(output[start:end] for output in outputs))
+            for request, rows in batch:
+                end = start + len(rows)
+                request.parts.append(tuple(output[start:end] for output in outputs))
                 start = end
+                if not request.left and request.future.set_running_or_notify_cancel():
+                    request.future.set_result(_join(request.parts))
+
+    def _fail(self, requests: list[_Request[Key]], error: Exception) -> None:
+        with self._changed:
+            self._queue = deque(request for request in self._queue if request not in requests)
+        for request in requests:
+            if request.future.set_running_or_notify_cancel():
+                request.future.set_exception(error)
+
+
+def _join(parts: list[Arrays]) -> Arrays:
+    return parts[0] if len(parts) == 1 else tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))

@@ -43,6 +43,8 @@ class Engine:
 
     def __init__(self, settings: Settings) -> None:
         self.device = torch.device(choose_device(settings.device))
+        # TF32 keeps 10 bits of a product's factors: enough to train, not to tell likelihoods apart.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.set_num_threads(settings.threads or available_cpus())
         artifacts = [open_artifact(path) for path in find_artifacts(settings.models)]
         self.manifests: dict[str, Manifest] = {}
@@ -52,7 +54,7 @@ class Engine:
             if name in self.manifests:
                 raise ArtifactError(f"two artifacts are named {name!r}; a name must be served once")
             module = freeze(artifact.module.to(self.device), artifact.manifest.methods)
-            check_golden(Artifact(artifact.manifest, module), f"{name} on {self.device}")
+            check_golden(Artifact(artifact.manifest, module), f"{name} on {self.device}", self.device.type)
             self.manifests[name] = artifact.manifest
             self._modules[name] = module
         self.default = self._choose_default(settings.default_model)
@@ -68,7 +70,7 @@ class Engine:
         return wanted
 
     def warm_up(self) -> None:
-        """Run every method at the sizes it will see, until the compiler has settled."""
+        """Run each operation at the smallest, the reproducible and the largest batch, until its compiler has settled."""
         for name, manifest in self.manifests.items():
             self._warm_up(name, manifest)
 

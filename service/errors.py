@@ -1,4 +1,4 @@
-"""Errors that a caller sees, and the one handler that writes them.
+"""Errors that a caller sees; service.app writes them.
 
 ServiceError
 ├── BadRequest 400            malformed body, or numbers that are not finite

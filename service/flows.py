@@ -71,7 +71,7 @@ class Flows:
         keep to the deterministic log p(x), which is what the calibration rows were scored with.
         """
         alpha = self._alpha(manifest, alpha)
-        self._check_rows(len(x) * (1 + num_noise), "rows, dequantization samples counted,")
+        self.check_rows(len(x) * (1 + num_noise), "rows, dequantization samples counted,")
         (log_likelihood,) = await self._run(manifest, "log_prob", x, reproducible)
         score = scores.negative_log_likelihood(log_likelihood)
         if num_noise:
@@ -86,19 +86,19 @@ class Flows:
 
     async def encode(self, manifest: Manifest, x: Array, reproducible: bool) -> tuple[Array, Array]:
         """Latent codes (B, D) and log-likelihoods."""
-        self._check_rows(len(x), "rows")
+        self.check_rows(len(x), "rows")
         latents, log_likelihood = await self._run(manifest, "encode", x, reproducible)
         return latents, log_likelihood
 
     async def decode(self, manifest: Manifest, latents: Array, reproducible: bool) -> Array:
         """Inputs (B, *shape) of latent codes (B, D)."""
-        self._check_rows(len(latents), "rows")
+        self.check_rows(len(latents), "rows")
         (outputs,) = await self._run(manifest, "decode", latents, reproducible)
         return outputs
 
     async def sample(self, manifest: Manifest, num: int, temperature: float, seed: int) -> Array:
         """Draw samples decode(temperature * eps), eps ~ N(0, I), bit for bit the same for the same seed."""
-        self._check_rows(num, "samples")
+        self.check_rows(num, "samples")
         eps = await asyncio.to_thread(noise.latent_noise, seed, num, manifest.num_dims)
         return await self.decode(manifest, eps * np.float32(temperature), reproducible=True)
 
@@ -110,7 +110,8 @@ class Flows:
     async def _run(self, manifest: Manifest, operation: Operation, rows: Array, reproducible: bool) -> Arrays:
         return await self._batcher.submit(Call(manifest.name, operation, reproducible), rows)
 
-    def _check_rows(self, num: int, what: str) -> None:
+    def check_rows(self, num: int, what: str) -> None:
+        """Raise TooLarge where a request has more rows than one may."""
         limit = self.settings.max_request_rows
         if num > limit:
             raise TooLarge(f"{num} {what} are over the limit of {limit} a request (GLOW_MAX_REQUEST_ROWS)")

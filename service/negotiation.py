@@ -9,27 +9,28 @@ from service.options import Format
 MEDIA_TYPES: dict[Format, str] = {"json": json_body.MEDIA_TYPE, "npy": npy.MEDIA_TYPE, "png": image.MEDIA_TYPES[0]}
 
 
-def choose_format(accept: str | None, wanted: Format | None, offered: tuple[Format, ...]) -> Format:
-    """Pick a format; ``offered`` is in the order of preference and JSON answers ``*/*``. Raises NotAcceptable."""
+def choose_format(accept: str, wanted: Format | None, offered: tuple[Format, ...]) -> Format:
+    """Pick the format rated highest, the first offered of equals; JSON where nothing is asked for.
+
+    A format's rating is that of the most specific range that names it (RFC 9110, section 12.5.1). Raises NotAcceptable.
+    """
     if wanted is not None:
         if wanted in offered:
             return wanted
         raise NotAcceptable(f"format {wanted!r} cannot carry this answer; offered are {', '.join(offered)}")
-    if not accept or not accept.strip():
-        return "json"
-    best: tuple[float, Format] | None = None
-    for media_range, quality in _ranges(accept):
-        for candidate in offered:
-            if quality > 0 and _matches(media_range, MEDIA_TYPES[candidate]) and (best is None or quality > best[0]):
-                best = (quality, candidate)
-    if best is None:
+    if not accept.strip():
+        return offered[0]
+    ranges = _ranges(accept)
+    ratings = {candidate: _rating(MEDIA_TYPES[candidate], ranges) for candidate in offered}
+    best = max(offered, key=lambda candidate: ratings[candidate])
+    if ratings[best] <= 0:
         media_types = ", ".join(MEDIA_TYPES[candidate] for candidate in offered)
         raise NotAcceptable(f"the answer comes as {media_types}; the Accept header allows none of them")
-    return best[1]
+    return best
 
 
-def _ranges(accept: str) -> list[tuple[str, float]]:
-    ranges = []
+def _ranges(accept: str) -> dict[str, float]:
+    ranges = {}
     for part in accept.split(","):
         media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))
         quality = 1.0
@@ -37,17 +38,13 @@ def _ranges(accept: str) -> list[tuple[str, float]]:
             name, _, value = parameter.partition("=")
             if name.strip() == "q":
                 try:
-                    quality = float(value)
+                    quality = min(max(float(value), 0.0), 1.0)
                 except ValueError:
                     quality = 0.0
-        ranges.append((media_range, quality))
+        ranges[media_range] = quality
     return ranges
 
 
-def _matches(media_range: str, media_type: str) -> bool:
-    kind, _, subtype = media_range.partition("/")
-    return (
-        media_range in ("*/*", "*")
-        or media_range == media_type
-        or (subtype == "*" and media_type.startswith(f"{kind}/"))
-    )
+def _rating(media_type: str, ranges: dict[str, float]) -> float:
+    kind = media_type.partition("/")[0]
+    return next((ranges[name] for name in (media_type, f"{kind}/*", "*/*", "*") if name in ranges), 0.0)

@@ -7,6 +7,7 @@ and its options are taken from service.options, which is also what validates the
 from __future__ import annotations
 
 import base64
+from importlib.metadata import version
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -18,10 +19,10 @@ from pydantic import BaseModel
 from service import errors
 from service.artifact import Manifest
 from service.codecs import image, json_body, npy
-from service.options import Options, RowOptions, SampleOptions, ScoreOptions
+from service.options import EncodeOptions, ExampleOptions, RowOptions, SampleOptions, ScoreOptions
 
 SUMMARY = "Exact log-likelihoods, latent codes and samples of trained Glow normalizing flows."
-VERSION = "0.1.0"
+VERSION = version("glow-service")
 
 Schema = dict[str, Any]
 _BINARY: Schema = {"type": "string", "format": "binary"}
@@ -53,7 +54,7 @@ def _inline(schema: Any, definitions: dict[str, Schema]) -> Any:  # noqa: ANN401
     return {key: _inline(value, definitions) for key, value in schema.items() if key != "title"}
 
 
-def _query_parameters(options: type[Options]) -> list[Schema]:
+def _query_parameters(options: type[BaseModel]) -> list[Schema]:
     parameters = []
     for name, schema in _options_schema(options).items():
         value = next((part for part in schema.get("anyOf", []) if part.get("type") != "null"), schema)
@@ -73,12 +74,17 @@ def _object(properties: dict[str, Schema], required: list[str]) -> Schema:
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
-def _answer_json(properties: dict[str, Schema], required: list[str]) -> dict[str, Any]:
+def _answer_json(properties: dict[str, Schema], required: list[str], example: dict[str, Any]) -> dict[str, Any]:
     names = {
         "model": {"type": "string"},
         "version": {"type": "string", "description": "First 12 hex digits of the flow's digest."},
     }
-    return {json_body.MEDIA_TYPE: {"schema": _object({**names, **properties}, [*names, *required])}}
+    schema = _object({**names, **properties}, [*names, *required])
+    return _json({"model": "fashion-mnist", "version": "0123456789ab", **example}, schema)
+
+
+def _json(example: dict[str, Any], schema: Schema) -> dict[str, Any]:
+    return {json_body.MEDIA_TYPE: {"schema": schema, "example": example}}
 
 
 _ERROR_SCHEMA = _object(
@@ -91,14 +97,32 @@ _ERROR_SCHEMA = _object(
 )
 
 
+_REQUEST_ID: dict[str, Any] = {
+    "X-Request-ID": {
+        "description": "The request's own, if it is 1 to 128 of A-Z a-z 0-9 . _ -; else a new one.",
+        "schema": {"type": "string"},
+    }
+}
+_BINARY_HEADERS: dict[str, Any] = {
+    name: {"description": f"{text}; with answers that are not JSON.", "schema": {"type": kind}}
+    for name, text, kind in (
+        ("x-glow-model", "Name of the model", "string"),
+        ("x-glow-version", "Version of the model", "string"),
+        ("x-glow-seed", "Seed of the samples", "integer"),
+    )
+}
+
+
 def _error(kind: type[errors.ServiceError]) -> dict[int | str, dict[str, Any]]:
     example = {"error": f"{kind.__doc__}", "code": kind.code, "request_id": "9f1c4a7be0d94f6f8f3a2d1c0b5e6a77"}
     response: dict[str, Any] = {
         "description": str(kind.__doc__),
         "content": {json_body.MEDIA_TYPE: {"schema": _ERROR_SCHEMA, "example": example}},
     }
+    response["headers"] = _REQUEST_ID
     if kind.retry_after_s is not None:
-        response["headers"] = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+        retry = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
+        response["headers"] = {**_REQUEST_ID, "Retry-After": retry}
     return {kind.status: response}
 
 
@@ -108,7 +132,10 @@ def _route(
     parameters: list[Schema],
     body: dict[str, Any] | None = None,
 ) -> Route:
-    responses: dict[int | str, dict[str, Any]] = {200: {"description": "Success.", "content": answer}}
+    headers = _REQUEST_ID | (_BINARY_HEADERS if npy.MEDIA_TYPE in answer else {})
+    responses: dict[int | str, dict[str, Any]] = {
+        200: {"description": "Success.", "content": answer, "headers": headers}
+    }
     for kind in errors_of:
         responses |= _error(kind)
     extra: dict[str, Any] = {"parameters": parameters} if parameters else {}
@@ -135,7 +162,7 @@ _LATENTS: Schema = {"type": "array", "minItems": 1, "items": _NUMBERS, "descript
 _LOG_LIKELIHOOD: Schema = {**_NUMBERS, "description": "log p(x) per unit of the model's units, nats."}
 
 
-def _rows_body(field: str, schema: Schema, options: type[Options], images: bool) -> dict[str, Any]:
+def _rows_body(field: str, schema: Schema, options: type[BaseModel], images: bool) -> dict[str, Any]:
     content: dict[str, Any] = {
         json_body.MEDIA_TYPE: {"schema": _object({field: schema, **_options_schema(options)}, [field])},
         npy.MEDIA_TYPE: {"schema": _BINARY},
@@ -161,6 +188,14 @@ LOG_LIKELIHOOD = _route(
                 "alpha": {"type": "number"},
             },
             ["log_likelihood", "bits_per_dim"],
+            {
+                "log_likelihood": [-1500.25],
+                "bits_per_dim": [2.7607],
+                "score": [1500.25],
+                "p_value": [0.42],
+                "is_anomaly": [False],
+                "alpha": 0.01,
+            },
         ),
         **_binary_answers(npy.MEDIA_TYPE),
     },
@@ -173,16 +208,19 @@ ENCODE = _route(
         **_answer_json(
             {"latents": {"type": "array", "items": _NUMBERS}, "log_likelihood": _LOG_LIKELIHOOD},
             ["latents", "log_likelihood"],
+            {"latents": [[0.12, -0.7, 1.04]], "log_likelihood": [-1500.25]},
         ),
         **_binary_answers(npy.MEDIA_TYPE),
     },
     _BODY,
-    _query_parameters(RowOptions),
-    _rows_body("inputs", _INPUTS, RowOptions, images=True),
+    _query_parameters(EncodeOptions),
+    _rows_body("inputs", _INPUTS, EncodeOptions, images=True),
 )
 DECODE = _route(
     {
-        **_answer_json({"outputs": {"type": "array", "items": {"type": "array"}}}, ["outputs"]),
+        **_answer_json(
+            {"outputs": {"type": "array", "items": {"type": "array"}}}, ["outputs"], {"outputs": [[[[0.0, 12.5]]]]}
+        ),
         **_binary_answers(npy.MEDIA_TYPE, image.MEDIA_TYPES[0]),
     },
     _BODY,
@@ -197,6 +235,7 @@ _SAMPLES = {
             "seed": {"type": "integer"},
         },
         ["samples", "log_likelihood", "seed"],
+        {"samples": [[[[0.0, 12.5]]]], "log_likelihood": [-1500.25], "seed": 7},
     ),
     **_binary_answers(npy.MEDIA_TYPE, image.MEDIA_TYPES[0]),
 }
@@ -207,29 +246,39 @@ SAMPLE = _route(
     {"required": False, "content": {json_body.MEDIA_TYPE: {"schema": _object(_options_schema(SampleOptions), [])}}},
 )
 SAMPLE_BY_QUERY = _route(_SAMPLES, _RUN, _query_parameters(SampleOptions))
-_STATUS = {json_body.MEDIA_TYPE: {"schema": _object({"status": {"const": "ok"}}, ["status"])}}
-_OBJECT = {"type": "object"}
-MODELS = _route(
-    {
-        json_body.MEDIA_TYPE: {
-            "schema": _object(
-                {"default": {"type": "string"}, "models": {"type": "array", "items": _OBJECT}}, ["default", "models"]
-            )
-        }
+_STATUS = _json({"status": "ok"}, _object({"status": {"const": "ok"}}, ["status"]))
+_SUMMARY = {"name": "fashion-mnist", "version": "0123456789ab", "kind": "image", "shape": [1, 28, 28]}
+_MODEL_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "version": {"type": "string"},
+        "kind": {"enum": ["image", "vector"]},
+        "shape": {"type": "array", "items": {"type": "integer"}},
     },
+    "required": list(_SUMMARY),
+}
+MODELS = _route(
+    _json(
+        {"default": "fashion-mnist", "models": [_SUMMARY]},
+        _object(
+            {"default": {"type": "string"}, "models": {"type": "array", "items": _MODEL_SCHEMA}}, ["default", "models"]
+        ),
+    ),
     _READY,
     [],
 )
-MODEL = _route({json_body.MEDIA_TYPE: {"schema": _OBJECT}}, _MODEL, [])
+MODEL = _route(_json(_SUMMARY, _MODEL_SCHEMA), _MODEL, [])
 EXAMPLE = _route(
     {
-        json_body.MEDIA_TYPE: {
-            "schema": _object({"model": {"type": "string"}, "inputs": _INPUTS}, ["model", "inputs"])
-        },
+        **_json(
+            {"model": "fashion-mnist", "inputs": [[[[0.0, 12.0]]]]},
+            _object({"model": {"type": "string"}, "inputs": _INPUTS}, ["model", "inputs"]),
+        ),
         **_binary_answers(npy.MEDIA_TYPE, image.MEDIA_TYPES[0]),
     },
     [errors.NotAcceptable, errors.Unprocessable, *_MODEL],
-    [parameter for parameter in _query_parameters(Options) if parameter["name"] == "format"],
+    _query_parameters(ExampleOptions),
 )
 LIVEZ = _route(_STATUS, [], [])
 READYZ = _route(_STATUS, _READY, [])
@@ -259,9 +308,11 @@ def document(app: FastAPI, manifests: dict[str, Manifest]) -> dict[str, Any]:
 
 def _example_inputs(manifest: Manifest) -> dict[str, Any]:
     row = np.asarray(manifest.golden.inputs[:1])
-    if manifest.value_range is not None:
+    if manifest.value_range is not None and manifest.is_picture:
         png = image.write_grid(row.reshape(1, *manifest.shape), manifest.value_range)
         return {"model": manifest.name, "inputs": [base64.b64encode(png).decode()]}
+    if manifest.kind == "image":
+        return {"model": manifest.name, "inputs": row.tolist()}
     names = [column.name for column in manifest.columns]
     return {"model": manifest.name, "inputs": [dict(zip(names, row[0].tolist(), strict=True))]}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,12 +22,26 @@ class Options(BaseModel):
     format: Format | None = Field(None, description="Media type of the answer, over the Accept header.")
 
 
+class ExampleOptions(BaseModel):
+    """Options of /models/{name}/example."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Format | None = Field(None, description="Media type of the answer, over the Accept header.")
+
+
 class RowOptions(Options):
     """Options of the routes that take rows."""
 
     reproducible: bool = Field(
         False, description="Give each row the same bits whatever it is batched with, at some cost in throughput."
     )
+
+
+class EncodeOptions(RowOptions):
+    """Options of /encode."""
+
+    format: Literal["json", "npy"] | None = Field(None, description="Media type of the answer, over the Accept header.")
 
 
 class Dequantization(BaseModel):
@@ -38,7 +53,7 @@ class Dequantization(BaseModel):
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of the noise.")
 
 
-class ScoreOptions(RowOptions):
+class ScoreOptions(EncodeOptions):
     """Options of /log-likelihood."""
 
     alpha: float | None = Field(
@@ -53,7 +68,7 @@ class ScoreOptions(RowOptions):
 class SampleOptions(Options):
     """Options of /sample."""
 
-    n: int = Field(16, ge=1, description="Number of samples.")
+    n: int = Field(16, ge=1, le=1_000_000, description="Number of samples.")
     temperature: float | None = Field(
         None, ge=0, le=100, description="Standard deviation of the latent noise; the model's own if absent."
     )
@@ -64,29 +79,36 @@ class SampleOptions(Options):
 
 _NESTED = "dequantization_"
 
-AnyOptions = TypeVar("AnyOptions", bound=Options)
+AnyOptions = TypeVar("AnyOptions", bound=BaseModel)
 
 
-def read_options(kind: type[AnyOptions], query: dict[str, str], body: dict[str, Any] | None = None) -> AnyOptions:
-    """Validate options; those of the body may be anything JSON, those of the query are text.
+def read_options(
+    kind: type[AnyOptions], query: Sequence[tuple[str, str]], body: dict[str, Any] | None = None
+) -> AnyOptions:
+    """Validate options; those of the body are JSON and mean what they say, those of the query are text to be read.
 
-    ``dequantization_samples`` and ``dequantization_seed`` are the query's spelling of the nested option. An option in
-    both places is refused. Raises Unprocessable naming the option.
+    ``dequantization_samples`` and ``dequantization_seed`` are the query's spelling of the nested option. An option
+    given twice is refused. Raises Unprocessable naming the option.
     """
-    values: dict[str, Any] = {name: value for name, value in query.items() if not name.startswith(_NESTED)}
-    nested = {name.removeprefix(_NESTED): value for name, value in query.items() if name.startswith(_NESTED)}
+    names = [*(name for name, _ in query), *(body or {})]
+    for name in names:
+        if names.count(name) > 1:
+            raise Unprocessable(f"{name[:100]} is given more than once")
+    plain: dict[str, Any] = {name: value for name, value in query if not name.startswith(_NESTED)}
+    nested = {name.removeprefix(_NESTED): value for name, value in query if name.startswith(_NESTED)}
     if nested:
-        values.setdefault(_NESTED[:-1], nested)
-    for name, value in (body or {}).items():
-        if name in values:
-            raise Unprocessable(f"{name[:100]} is in the query and in the body")
-        values[name] = value
+        plain.setdefault(_NESTED[:-1], nested)
+    from_query, from_body = _validate(kind, plain, strict=False), _validate(kind, body or {}, strict=True)
+    return from_query.model_copy(update={name: getattr(from_body, name) for name in from_body.model_fields_set})
+
+
+def _validate(kind: type[AnyOptions], values: dict[str, Any], strict: bool) -> AnyOptions:
     try:
-        # JSON says what it means; text in a query has to be read as a number or a boolean.
-        return kind.model_validate(values, strict=None if query else True)
+        return kind.model_validate(values, strict=strict)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part)[:100] for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise Unprocessable(f"unknown option {name!r}; known are {', '.join(kind.model_fields)}") from error
+            known = f"; known are {', '.join(kind.model_fields)}" if len(first["loc"]) == 1 else ""
+            raise Unprocessable(f"unknown option {name!r}{known}") from error
         raise Unprocessable(f"{name}: {first['msg']}") from error

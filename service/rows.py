@@ -17,7 +17,7 @@ Array = npt.NDArray[Any]
 def inputs_from_json(value: object, manifest: Manifest) -> Array:
     """Read ``inputs``: nested lists, base64 images or records, to (B, *shape) in the model's dtype."""
     if isinstance(value, list) and value:
-        if manifest.value_range is not None and all(isinstance(item, str) for item in value):
+        if manifest.value_range is not None and manifest.is_picture and all(isinstance(item, str) for item in value):
             return image.read_base64(value, manifest.shape, manifest.value_range)
         if manifest.kind == "vector" and all(isinstance(item, dict) for item in value):
             return inputs_from_array(_records(value, manifest), manifest)
@@ -43,6 +43,11 @@ def inputs_from_array(array: Array, manifest: Manifest) -> Array:
                 f"{_path('inputs', position)} is {array[tuple(position)]}; pixels must lie in [{low}, {high}]"
             )
     return np.ascontiguousarray(array, manifest.input_dtype).reshape(-1, *manifest.shape)
+
+
+def latents_from_json(value: object, manifest: Manifest) -> Array:
+    """Read ``latents``: nested lists to (B, D) float32."""
+    return latents_from_array(json_body.read_numbers(value, "latents"), manifest)
 
 
 def latents_from_array(array: Array, manifest: Manifest) -> Array:

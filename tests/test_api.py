@@ -182,6 +182,8 @@ async def test_accept_is_negotiated(client: httpx.AsyncClient) -> None:
         ("image/*", "image/png"),
         ("application/json;q=0.5, image/png", "image/png"),
         ("text/html, */*;q=0.1", "application/json"),
+        ("application/json;q=0, */*", "application/x-npy"),
+        ("application/json;q=0.1, */*;q=0.5", "application/x-npy"),
     ):
         response = await client.get("/sample?n=1", headers={"accept": accept})
         assert response.headers["content-type"] == media_type
@@ -260,7 +262,19 @@ GOOD = [[0.0] * 64]
         ("/log-likelihood", {"inputs": []}, 422, "inputs is empty"),
         ("/log-likelihood", {"inputs": [[]]}, 422, "inputs is empty"),
         ("/log-likelihood", {"inputs": 3}, 422, "inputs must be a list, got a number"),
-        ("/log-likelihood", {"inputs": [[1, 2], [3]]}, 422, "inputs is ragged: inputs[1] is a list of 1"),
+        (
+            "/log-likelihood",
+            {"inputs": [[1, 2], [3]]},
+            422,
+            "inputs is ragged: inputs[1] is a list of 1, but inputs[0] is a list of 2",
+        ),
+        (
+            "/log-likelihood",
+            {"inputs": [["x" * 10_000, *["a"] * 500]]},
+            422,
+            "inputs[0][0] must be a number, got a string",
+        ),
+        ("/log-likelihood", {"inputs": [[1, [2]]]}, 422, "inputs[0][1] must be a number, got a list"),
         ("/log-likelihood", {"inputs": [[1, None]]}, 422, "inputs[0][1] must be a number, got null"),
         ("/log-likelihood", {"inputs": [[True, 1.0]]}, 422, "inputs[0][0] must be a number, got a boolean"),
         ("/log-likelihood", {"inputs": [[1, "2"]]}, 422, "inputs[0][1] must be a number, got a string"),
@@ -312,6 +326,7 @@ GOOD = [[0.0] * 64]
         ("/decode", {"latents": [[0.0]]}, 422, "latents must be of shape (B, 64)"),
         ("/decode", {"inputs": GOOD}, 422, "the body has no member 'latents'"),
         ("/sample", {"n": 0}, 422, "n: Input should be greater than or equal to 1"),
+        ("/sample", {"n": 10**18}, 422, "n: Input should be less than or equal to 1000000"),
         ("/sample", {"n": 257}, 413, "257 samples"),
         ("/sample", {"n": 2.5}, 422, "n: "),
         ("/sample", {"seed": 2**53}, 422, "seed: Input should be less than or equal to 9007199254740991"),
@@ -334,12 +349,14 @@ async def test_a_wrong_request_gets_its_status_and_a_reason(
     ("media_type", "content", "status", "message"),
     [
         ("application/x-npy", b"", 400, "not a NumPy file"),
-        ("application/x-npy", npy(np.zeros((1, 64)))[:-8], 400, "announces 512 bytes of data, but 504 follow"),
+        ("application/x-npy", npy(np.zeros((1, 64)))[:-8], 400, "do not fit the 504 bytes of data that follow"),
         ("application/x-npy", npy(np.array([["a"]])), 400, "must hold real numbers"),
         ("application/x-npy", npy(np.zeros((1, 64), np.complex64)), 400, "must hold real numbers"),
         ("application/x-npy", npy(np.full((1, 64), np.nan)), 400, "inputs[0][0] is nan; every value must be finite"),
         ("application/x-npy", npy(np.zeros(64)), 422, "inputs must be of shape"),
-        ("application/x-npy", npy(np.zeros((1, 64))).replace(b"(1, 64)", b"(-1,64)"), 400, "negative size"),
+        ("application/x-npy", npy(np.zeros((1, 64))).replace(b"(1, 64)", b"(-1,64)"), 400, "must be at most 4 sizes"),
+        ("application/x-npy", npy(np.zeros((1,) * 5)), 400, "must be at most 4 sizes"),
+        ("application/x-npy", npy(np.zeros((1, 64))).replace(b"(1, 64)", b"(True,)"), 400, "must be at most 4 sizes"),
         ("image/png", b"\x89PNG", 400, "the image is not a readable PNG or JPEG"),
         ("image/png", png(np.zeros((8, 8)))[:-30], 400, "the image is not a readable PNG or JPEG"),
         ("image/png", png(np.zeros((9, 8))), 422, "the image is 8x9 pixels, expected 8x8"),
@@ -367,7 +384,14 @@ async def test_a_pickle_in_an_npy_body_is_not_opened(client: httpx.AsyncClient) 
 async def test_options_may_not_be_given_twice(client: httpx.AsyncClient) -> None:
     response = await client.post(f"/sample?model={IMAGES}", json={"model": TABLE})
     assert response.status_code == 422
-    assert "in the query and in the body" in response.json()["error"]
+    assert response.json()["error"] == "model is given more than once"
+    assert (await client.get("/sample?n=1&n=2")).status_code == 422
+
+
+async def test_options_of_a_body_mean_the_same_whatever_the_query(client: httpx.AsyncClient) -> None:
+    for path in ("/sample", "/sample?format=npy"):
+        assert (await client.post(path, json={"n": "2"})).status_code == 422
+        assert (await client.post(path, json={"n": 2})).status_code == 200
 
 
 async def test_unknown_paths_and_methods_have_the_same_error_shape(client: httpx.AsyncClient) -> None:
@@ -386,7 +410,7 @@ async def test_request_ids_are_kept_if_plain_and_made_if_not(client: httpx.Async
 
 
 async def test_an_internal_error_keeps_its_text_to_itself(
-    app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("the secret path /etc")
@@ -396,6 +420,8 @@ async def test_an_internal_error_keeps_its_text_to_itself(
     monkeypatch.undo()
     assert response.status_code == 500
     assert "secret" not in response.text
+    assert response.headers["x-request-id"] == response.json()["request_id"]
+    assert response.json()["request_id"] in caplog.text
     assert response.json()["code"] == "internal_error"
 
 

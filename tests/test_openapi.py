@@ -34,12 +34,14 @@ async def test_every_route_describes_its_answer_and_its_errors(document: dict[st
         "/livez",
         "/readyz",
     }
-    for path, method, operation in operations(document):
-        assert operation["responses"]["200"]["content"][JSON]["schema"], path
+    for _, method, operation in operations(document):
+        answer = operation["responses"]["200"]["content"][JSON]
+        jsonschema.validate(answer["example"], answer["schema"])
         assert operation["description"]
         if method == "post":
             assert {"400", "404", "406", "413", "415", "422", "429", "503", "504"} <= operation["responses"].keys()
         for status, response in operation["responses"].items():
+            assert "X-Request-ID" in response["headers"]
             if status != "200":
                 schema = response["content"][JSON]["schema"]
                 jsonschema.validate(response["content"][JSON]["example"], schema)

@@ -78,6 +78,7 @@ def test_a_started_server_answers_and_a_signal_lets_it_finish_what_it_took(model
         (["--models", "{empty}"], {}, "holds no artifact"),
         (["--models", "{damaged}"], {}, "does not end in its checksum: truncated, or not an artifact"),
         ([], {"GLOW_PORT": "http"}, "GLOW_PORT: Input should be a valid integer"),
+        (["--port", "http"], {}, "argument --port: invalid int value: 'http'"),
         (["--host", "0.0.0.0"], {}, "'0.0.0.0' is a public address: set GLOW_ALLOW_ANONYMOUS=true"),
         (["--models", "{good}"], {"GLOW_DEFAULT_MODEL": "other"}, "GLOW_DEFAULT_MODEL is 'other', but only"),
         (["--models", "{good}", "{good}"], {}, "two artifacts are named"),

@@ -1,8 +1,8 @@
-"""JSON: objects to options and arrays, without a Python object per number on the way out."""
+"""JSON: objects to options and arrays, and arrays to JSON without a Python object per number."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import orjson
 from service.errors import BadRequest, Unprocessable
 
 MEDIA_TYPE = "application/json"
-_MAX_DEPTH = 6  # (B, C, H, W), and some to see that a body is deeper
+_MAX_DIMS = 4  # (B, C, H, W)
 
 
 def read_object(body: bytes | bytearray) -> dict[str, Any]:
@@ -27,29 +27,30 @@ def read_object(body: bytes | bytearray) -> dict[str, Any]:
 
 
 def read_numbers(value: object, name: str) -> npt.NDArray[np.float64]:
-    """Turn nested lists of numbers into an array. Raises Unprocessable naming the first wrong position."""
+    """Turn nested lists of numbers into an array. Raises Unprocessable naming the first wrong position.
+
+    Goes through the lists level by level and looks at the types of a level at once, before NumPy sees any of it: a
+    string among numbers would make an array of strings as long as the longest, and a boolean would pass for a number.
+    """
     if not isinstance(value, list):
         raise Unprocessable(f"{name} must be a list, got {_kind(value)}")
-    try:
-        array = np.asarray(value)
-    except (ValueError, OverflowError):  # ragged
-        array = np.empty(0, object)
-    if array.dtype.kind not in "iuf" and array.size + len(value) > 0:
-        raise Unprocessable(_explain(value, name))
-    return array.astype(np.float64)
-
-
-def may_hide_booleans(body: bytes | bytearray, options: dict[str, Any]) -> bool:
-    """Whether the text holds more booleans than its options do; NumPy would take one among numbers for 0 or 1."""
-    return body.count(b"true") + body.count(b"false") > sum(isinstance(option, bool) for option in options.values())
-
-
-def refuse_booleans(value: object, name: str) -> None:
-    """Raise Unprocessable naming the first boolean in nested lists."""
-    for level in _levels(value, name):
-        for path, item in level:
-            if isinstance(item, bool):
-                raise Unprocessable(f"{path} must be a number, got {_kind(item)}")
+    level, shape = value, [len(value)]
+    while set(map(type, level)) == {list}:
+        lengths = list(map(len, level))
+        if lengths.count(lengths[0]) != len(lengths):
+            first = next(i for i, length in enumerate(lengths) if length != lengths[0])
+            raise Unprocessable(
+                f"{name} is ragged: {_path(name, first, shape)} is a list of {lengths[first]}, "
+                f"but {_path(name, 0, shape)} is a list of {lengths[0]}"
+            )
+        if len(shape) == _MAX_DIMS:
+            raise Unprocessable(f"{name} is nested too deeply; {_MAX_DIMS} levels of lists are the most")
+        shape.append(lengths[0])
+        level = list(chain.from_iterable(level))
+    if not set(map(type, level)) <= {int, float}:
+        first = next(i for i, item in enumerate(level) if type(item) not in (int, float))
+        raise Unprocessable(f"{_path(name, first, shape)} must be a number, got {_kind(level[first])}")
+    return np.array(level, np.float64).reshape(shape)
 
 
 def write(values: dict[str, Any]) -> bytes:
@@ -60,27 +61,9 @@ def write(values: dict[str, Any]) -> bytes:
     return orjson.dumps(ready, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _explain(value: list[Any], name: str) -> str:
-    """Find what keeps nested lists from being an array of numbers."""
-    for level in _levels(value, name):
-        lists = [(path, item) for path, item in level if isinstance(item, list)]
-        for path, item in level:
-            if not isinstance(item, list | int | float) or isinstance(item, bool):
-                return f"{path} must be a number, got {_kind(item)}"
-            if lists and (not isinstance(item, list) or len(item) != len(lists[0][1])):
-                length = f"a list of {len(item)}" if isinstance(item, list) else "a number"
-                return f"{name} is ragged: {path} is {length}, but {lists[0][0]} is a list of {len(lists[0][1])}"
-    return f"{name} is nested too deeply"
-
-
-def _levels(value: object, name: str) -> Iterator[list[tuple[str, Any]]]:
-    """Walk nested lists breadth first, each item with its path, as deep as any array goes."""
-    level: list[tuple[str, Any]] = [(name, value)]
-    for _ in range(_MAX_DEPTH):
-        yield level
-        level = [
-            (f"{path}[{i}]", item) for path, items in level if isinstance(items, list) for i, item in enumerate(items)
-        ]
+def _path(name: str, index: int, shape: list[int]) -> str:
+    """Name the item at an index of the flattened lists."""
+    return name + "".join(f"[{i}]" for i in np.unravel_index(index, shape))
 
 
 def _kind(value: object) -> str:
