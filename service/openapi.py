@@ -7,8 +7,8 @@ and its options are taken from service.options, which is also what validates the
 from __future__ import annotations
 
 import base64
-from importlib.metadata import version
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any, TypedDict
 
 import numpy as np
