@@ -70,7 +70,7 @@ class Engine:
         return wanted
 
     def warm_up(self) -> None:
-        """Run each operation at the smallest, the reproducible and the largest batch, until its compiler has settled."""
+        """Run each operation at its smallest, reproducible and largest batch, until the compiler has settled."""
         for name, manifest in self.manifests.items():
             self._warm_up(name, manifest)
 

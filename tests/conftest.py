@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from model.data import Dataset
 from model.export import export
 from model.recipe import Recipe, Splits, parse_recipe
-from model.train import Trainer
+from model.trainer import Trainer
 from service.app import create_app
 from service.settings import Settings
 

@@ -16,7 +16,7 @@ from model.export import export
 from model.fold import fold
 from model.glow import Glow, GlowConfig, build_glow
 from model.recipe import Splits
-from model.train import Trainer
+from model.trainer import Trainer
 from service.artifact import ArtifactError, Manifest, open_artifact, pack, save_artifact, within_tolerance
 from tests.conftest import tiny_images, tiny_recipe, tiny_table, train_and_export
 

@@ -18,7 +18,8 @@ from model.cli import run_command
 from model.columns import add_column_noise, describe_columns
 from model.data import Dataset
 from model.recipe import RecipeError, TrainingRecipe, parse_recipe, read_recipe
-from model.train import Trainer, learning_rate, main
+from model.train import main
+from model.trainer import Trainer, learning_rate
 from tests.conftest import tiny_images, tiny_recipe, tiny_table
 
 ROOT = Path(__file__).parents[1]
