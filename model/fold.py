@@ -14,8 +14,8 @@ from model.glow import Glow
 class FoldedStep(nn.Module):
     """One 1x1 convolution (any run of ActNorm, InvertibleConv1x1 and Permutation) and the coupling behind it.
 
-    The convolution's weight, bias and inverse are computed in float64 and then rounded; its log-determinant is in the
-    flow's constant, so only the coupling's is returned.
+    Weight and bias are composed in float64 and rounded; inverse and log|det W| are those of the rounded weight, in
+    float64. The latter goes into the flow's constant, so only the coupling's is returned.
     """
 
     weight: Tensor
@@ -33,6 +33,7 @@ class FoldedStep(nn.Module):
         self.register_buffer("inverse_weight", inverse.float()[:, :, None, None])
         self.register_buffer("inverse_bias", -(inverse @ rounded_bias).float())
         self.coupling = coupling
+        self.log_det_per_pixel = torch.linalg.slogdet(rounded_weight)[1].item()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return z (B, C, H, W) and the coupling's log_det of each pixel (B, H, W)."""
@@ -81,20 +82,22 @@ class FoldedFlow(nn.Module):
 
     def __init__(self, flow: Glow) -> None:
         super().__init__()
+        inputs = copy.deepcopy(flow.inputs)  # keeps its float64: a column like 1e9 + small has no digits to spare
         flow = copy.deepcopy(flow).float()
         self.shape = flow.shape
         self.latent_shapes = flow.latent_shapes
         self.latent_sizes = flow.latent_sizes
-        self.inputs = flow.inputs
-        levels, constant = [], torch.zeros((), dtype=torch.float64)
-        for chain, latent_shape in zip([*flow.levels, flow.top], flow.latent_shapes, strict=True):
-            level, log_det_per_pixel = _fold_chain(chain)
-            levels.append(level)
-            constant += latent_shape[1] * latent_shape[2] * log_det_per_pixel
+        self.inputs = inputs
+        levels = [_fold_chain(chain) for chain in [*flow.levels, flow.top]]
+        constant = sum(
+            latent_shape[1] * latent_shape[2] * step.log_det_per_pixel
+            for level, latent_shape in zip(levels, flow.latent_shapes, strict=True)
+            for step in level.steps
+        )
         self.levels = nn.ModuleList(levels[:-1])
         self.top = levels[-1]
         self.splits = flow.splits
-        self.register_buffer("constant", constant)
+        self.register_buffer("constant", torch.tensor(constant, dtype=torch.float64))
         fold_convolutions(self)
         self.eval().requires_grad_(False)
 
@@ -216,34 +219,30 @@ def fold_convolutions(module: nn.Module) -> None:
             fold_convolutions(child)
 
 
-def _fold_chain(chain: Chain) -> tuple[FoldedLevel, Tensor]:
-    """Return the folded level and the constant log_det of each of its pixels."""
+def _fold_chain(chain: Chain) -> FoldedLevel:
     bijections = list(chain.steps)
     squeeze = isinstance(bijections[0], Squeeze)
     steps: list[FoldedStep] = []
-    total = torch.zeros((), dtype=torch.float64)
     run: list[ChannelAffine] = []
     for bijection in bijections[1:] if squeeze else bijections:
         if isinstance(bijection, ChannelAffine):
             run.append(bijection)
         elif isinstance(bijection, AffineCoupling):
-            weight, bias, log_det = _compose(run, num_channels=bijection.mask.shape[0])
+            weight, bias = _compose(run, num_channels=bijection.mask.shape[0])
             steps.append(FoldedStep(weight, bias, bijection))
-            total += log_det
             run = []
         else:
             raise ValueError(f"cannot fold a {type(bijection).__name__} inside a level")
     if run:
         raise ValueError("a level must end in a coupling to be folded")
-    return FoldedLevel(steps, squeeze), total
+    return FoldedLevel(steps, squeeze)
 
 
-def _compose(run: list[ChannelAffine], num_channels: int) -> tuple[Tensor, Tensor, Tensor]:
+def _compose(run: list[ChannelAffine], num_channels: int) -> tuple[Tensor, Tensor]:
+    """Compose affine maps of the channels, first to last: W (C, C) and b (C,), float64."""
     weight = torch.eye(num_channels, dtype=torch.float64)
     bias = torch.zeros(num_channels, dtype=torch.float64)
-    log_det = torch.zeros((), dtype=torch.float64)
     for bijection in run:
-        next_weight, next_bias, next_log_det = bijection.affine()
+        next_weight, next_bias = bijection.affine()
         weight, bias = next_weight @ weight, next_weight @ bias + next_bias
-        log_det = log_det + next_log_det
-    return weight, bias, log_det
+    return weight, bias

@@ -41,19 +41,23 @@ class GlowConfig:
     num_blocks: int = 1  # residual blocks of a conditioner
     dropout: float = 0.0  # in the conditioners of vectors
     partition: Literal["channel", "checkerboard", "alternating"] = "channel"
-    mixing: Literal["conv1x1", "reverse"] = "conv1x1"
+    mixing: Literal["conv1x1", "roll"] = "conv1x1"  # learned, or by hand: rolled so that every channel changes
     coupling: Literal["affine", "additive"] = "affine"
     max_log_scale: float = 1.0  # nats: a coupling scales by exp(+-this) at most
     bits: int = 8  # of an image's pixels
 
     def __post_init__(self) -> None:
-        for name in ("num_levels", "num_steps", "width", "bits"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_blocks < 0:
-            raise ValueError(f"num_blocks must be at least 0, got {self.num_blocks}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+        for name, low, high in (
+            ("num_levels", 1, 16),
+            ("num_steps", 1, 1024),
+            ("width", 1, 8192),
+            ("num_blocks", 0, 1024),
+            ("dropout", 0, 0.95),
+            ("max_log_scale", 1e-3, 10),
+            ("bits", 1, 8),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must lie in [{low}, {high}], got {getattr(self, name)}")
 
 
 class Glow(nn.Module):
@@ -192,12 +196,17 @@ def _steps(config: GlowConfig, shape: ImageShape) -> list[Bijection]:
     channels = shape[0]
     additive = config.coupling == "additive"
     for step in range(config.num_steps):
-        by_pixels = config.partition == "checkerboard" or (config.partition == "alternating" and step % 2 == 0)
-        # A mixing of channels makes new halves of them by itself; the two halves of the pixels take turns.
-        pixel_turn = step // 2 % 2 if config.partition == "alternating" else step % 2
-        mask = checkerboard_mask(shape, pixel_turn) if by_pixels else channel_mask(shape)
+        # The two halves take turns; where every step is by channels, the mixing before it makes the new halves.
+        if config.partition == "alternating":
+            mask = (checkerboard_mask, channel_mask)[step % 2](shape, step // 2 % 2)
+        else:
+            mask = checkerboard_mask(shape, step % 2) if config.partition == "checkerboard" else channel_mask(shape)
         net = _conditioner(config, shape, channels if additive else 2 * channels)
-        mixing = InvertibleConv1x1(channels) if config.mixing == "conv1x1" else Permutation(list(range(channels))[::-1])
+        mixing = (
+            InvertibleConv1x1(channels)
+            if config.mixing == "conv1x1"
+            else Permutation([(c + (channels + 1) // 2) % channels for c in range(channels)])
+        )
         steps += [ActNorm(channels), mixing, AffineCoupling(mask, net, config.max_log_scale, additive)]
     return steps
 

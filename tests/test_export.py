@@ -23,7 +23,7 @@ from tests.conftest import tiny_images, tiny_recipe, tiny_table, train_and_expor
 CASES: dict[str, tuple[dict[str, Any], Callable[[], Splits]]] = {
     "image": ({"num_levels": 2, "bits": 4}, tiny_images),
     "alternating": ({"num_levels": 1, "bits": 4, "partition": "alternating"}, tiny_images),
-    "additive by hand": ({"bits": 4, "coupling": "additive", "mixing": "reverse"}, tiny_images),
+    "additive by hand": ({"bits": 4, "coupling": "additive", "mixing": "roll"}, tiny_images),
     "vector": ({"dropout": 0.1}, tiny_table),
 }
 

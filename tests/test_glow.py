@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.bijections import ActNorm, Chain, InvertibleConv1x1, Standardize
-from model.glow import Glow, GlowConfig, build_glow, latent_shapes
+from model.bijections import ActNorm, AffineCoupling, Chain, InvertibleConv1x1, Permutation, Standardize
+from model.glow import Glow, GlowConfig, _steps, build_glow, latent_shapes
 from model.likelihood import bits_per_dim, dequantize, standard_normal_log_prob
 
 SMALL = GlowConfig(num_steps=2, width=8)
@@ -17,7 +17,7 @@ FLOWS = {
     "28x28 in two levels": ((1, 28, 28), replace(SMALL, num_levels=2, num_steps=1)),
     "colour image by alternating halves": ((3, 4, 4), replace(SMALL, partition="alternating")),
     "colour image by pixels": ((3, 8, 4), replace(SMALL, num_levels=2, partition="checkerboard")),
-    "additive with the channels reversed by hand": ((2, 4, 4), replace(SMALL, coupling="additive", mixing="reverse")),
+    "additive with the channels rolled by hand": ((2, 4, 4), replace(SMALL, coupling="additive", mixing="roll")),
     "two features": ((2,), SMALL),
     "odd vector": ((5,), SMALL),
 }
@@ -124,7 +124,7 @@ def test_an_affine_flow_of_a_gaussian_has_the_exact_gaussian_density() -> None:
     identity = Standardize(torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
     flow = Glow((3,), identity, [Chain([scaling, mixing])], [], [(3, 1, 1)]).double()
     weight = mixing.affine()[0] @ scaling.affine()[0]
-    mean = -torch.linalg.solve(scaling.affine()[0], scaling.affine()[1])
+    mean = -torch.linalg.solve(*scaling.affine())
     exact = torch.distributions.MultivariateNormal(mean, precision_matrix=weight.T @ weight)
     x = torch.randn(10, 3, dtype=torch.float64)
     torch.testing.assert_close(flow.log_prob(x), exact.log_prob(x))  # type: ignore[no-untyped-call]
@@ -139,14 +139,17 @@ def test_a_new_flow_of_vectors_is_a_rotation_of_a_standard_normal() -> None:
 def test_initialisation_whitens_what_each_actnorm_sees() -> None:
     torch.manual_seed(0)
     flow = build_glow((3,), SMALL)
-    flow.initialize((torch.randn(4096, 3) @ torch.randn(3, 3) + 5).double())
+    x = (torch.randn(4096, 3) @ torch.randn(3, 3) + 5).double()
+    flow.initialize(x)
     outputs: list[Tensor] = []
     for module in flow.modules():
         if isinstance(module, ActNorm):
-            module.register_forward_hook(lambda _module, _args, output: outputs.append(output[0]))
-    flow((torch.randn(16, 3)).double())
+            module.register_forward_hook(lambda _module, _args, output: outputs.append(output[0].flatten(1)))
+    flow(x)
     assert len(outputs) == 2
-    assert all(torch.isfinite(output).all() for output in outputs)
+    for output in outputs:
+        torch.testing.assert_close(output.mean(0), torch.zeros(3), rtol=0, atol=1e-4)
+        torch.testing.assert_close(output.std(0), torch.ones(3), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -166,10 +169,29 @@ def test_a_configuration_that_does_not_fit_the_shape_is_named(
     assert message in str(raised.value)
 
 
-@pytest.mark.parametrize(("name", "value"), [("num_steps", 0), ("width", 0), ("dropout", 1.0), ("num_blocks", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_steps", 0), ("width", 0), ("dropout", 1.0), ("bits", 9), ("max_log_scale", float("nan"))]
+)
 def test_a_configuration_that_cannot_be_built_is_named(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{name} must .* got {value}"):
+    with pytest.raises(ValueError, match=rf"{name} must lie in .* got {value}"):
         replace(SMALL, **{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("partition", ["channel", "checkerboard", "alternating"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_rolling_by_hand_lets_every_dimension_change(partition: str, channels: int) -> None:
+    """No dimension is copied by all couplings: z is not a linear function of any single part of x."""
+    torch.manual_seed(0)
+    config = replace(SMALL, num_steps=8, mixing="roll", partition=partition)  # type: ignore[arg-type]
+    shape = (channels, 2, 2)
+    changed = torch.zeros(shape)
+    order = torch.arange(changed.numel()).reshape(shape)  # which input dimension lies where
+    for step in _steps(config, shape):
+        if isinstance(step, Permutation):
+            order = order[step.order]
+        elif isinstance(step, AffineCoupling):
+            changed.view(-1)[order[step.mask == 0]] = 1
+    assert changed.all()
 
 
 def test_28x28_halves_twice_without_padding() -> None:

@@ -43,7 +43,6 @@ class ActNorm(ChannelAffine):
         return (x.shape[2] * x.shape[3] * per_pixel).expand(x.shape[0])
 
     @torch.jit.unused
-    def affine(self) -> tuple[Tensor, Tensor, Tensor]:
-        log_scale = self.log_scale.detach().double()
-        scale = log_scale.exp()
-        return torch.diag(scale), scale * self.bias.detach().double(), log_scale.sum()
+    def affine(self) -> tuple[Tensor, Tensor]:
+        scale = self.log_scale.detach().double().exp()
+        return torch.diag(scale), scale * self.bias.detach().double()

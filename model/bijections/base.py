@@ -40,8 +40,8 @@ class ChannelAffine(Bijection):
     """
 
     @torch.jit.unused
-    def affine(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (W (C, C), b (C,), log|det W| ()) in float64."""
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Return W (C, C) and b (C,) in float64."""
         raise NotImplementedError
 
 

@@ -49,10 +49,9 @@ class InvertibleConv1x1(ChannelAffine):
         return (x.shape[2] * x.shape[3] * self.log_s.sum(dtype=torch.float64)).expand(x.shape[0])
 
     @torch.jit.unused
-    def affine(self) -> tuple[Tensor, Tensor, Tensor]:
+    def affine(self) -> tuple[Tensor, Tensor]:
         weight = self.weight().detach().double()
-        # The determinant of the rounded W, not sum(log_s): it is W that the exported convolution applies.
-        return weight, weight.new_zeros(len(weight)), torch.linalg.slogdet(weight)[1]
+        return weight, weight.new_zeros(len(weight))
 
 
 class Permutation(ChannelAffine):
@@ -80,6 +79,6 @@ class Permutation(ChannelAffine):
         return z[:, self.inverse_order], torch.zeros(z.shape[0], dtype=torch.float64, device=z.device)
 
     @torch.jit.unused
-    def affine(self) -> tuple[Tensor, Tensor, Tensor]:
+    def affine(self) -> tuple[Tensor, Tensor]:
         weight = torch.eye(len(self.order), dtype=torch.float64)[self.order.cpu()]
-        return weight, weight.new_zeros(len(weight)), weight.new_zeros(())
+        return weight, weight.new_zeros(len(weight))
