@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import torch
 
 from model.glow import Glow, Shape, build_glow
 from model.recipe import Recipe, parse_recipe
-from service.artifact import Column
+from service.artifact import Column, write_whole
 
 FORMAT = 1
 
@@ -47,33 +45,26 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write beside the target, then rename: an interrupted write leaves the previous checkpoint as it was."""
-    values = {
-        **vars(checkpoint),
-        "recipe": checkpoint.recipe.model_dump(),
-        "columns": [column.model_dump() for column in checkpoint.columns],
-    }
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save({"format": FORMAT, **values}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write a checkpoint; an interrupted write leaves the previous one as it was."""
+    recipe, columns = checkpoint.recipe.model_dump(), [column.model_dump() for column in checkpoint.columns]
+    values = {**vars(checkpoint), "format": FORMAT, "recipe": recipe, "columns": columns}
+    write_whole(path, lambda partial: torch.save(values, partial))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises CheckpointError."""
+    """Read a checkpoint and see that its flow can be built. Raises CheckpointError."""
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
+        if values.pop("format") != FORMAT:
+            raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}")
+        recipe = parse_recipe(values.pop("recipe"), str(path))
+        columns = [Column(**column) for column in values.pop("columns")]
+        checkpoint = Checkpoint(recipe=recipe, columns=columns, **values)
+        checkpoint.averaged_flow()
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch's reader raises nearly anything on bytes that it did not write
         raise CheckpointError(f"{path}: not a checkpoint file, or a damaged one") from error
-    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}")
-    recipe = parse_recipe(values.pop("recipe"), str(path))
-    columns = [Column(**column) for column in values.pop("columns")]
-    return Checkpoint(recipe=recipe, columns=columns, **values)
+    return checkpoint

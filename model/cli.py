@@ -1,22 +1,35 @@
-"""What the commands share: one-line errors and plain-or-bar progress."""
+"""What the commands share: one-line errors and exit codes."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from model.checkpoint import CheckpointError
 from model.data import DataError
 from model.recipe import RecipeError
 from service.artifact import ArtifactError
 
-USAGE_ERRORS = (ArtifactError, CheckpointError, DataError, RecipeError)
+
+class UsageError(ValueError):
+    """Arguments that the command does not take."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help tells more)")
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:
     """Run a command's main; wrong use ends with one line on standard error and exit code 2, no traceback."""
     try:
         main(sys.argv[1:])
-    except USAGE_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ArtifactError, CheckpointError, DataError, RecipeError, UsageError, OSError, MemoryError) as error:
+        print("error:", *(str(error) or type(error).__name__).split(), file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

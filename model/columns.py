@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from model.bijections import Standardize
-from model.data import Dataset
+from model.data import DataError, Dataset
 from service.artifact import Column
 
 CONSTANT_STD = 1e-3  # of a column that never changes, relative to its value: it needs some width to have a density
@@ -18,6 +20,8 @@ def describe_columns(data: Dataset) -> list[Column]:
     columns = []
     for name, values in zip(data.columns, data.x.T, strict=True):
         mean, std = float(values.mean()), float(values.std())
+        if not (math.isfinite(std) and math.isfinite(mean)) or (std < 1e-150 and values.min() != values.max()):
+            raise DataError(f"column {name!r} has mean {mean} and standard deviation {std}, beyond what can be scaled")
         if values.min() == values.max():
             columns.append(Column(name=name, type="constant", mean=mean, std=CONSTANT_STD * max(abs(mean), 1.0)))
         elif np.array_equal(values, np.round(values)):

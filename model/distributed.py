@@ -1,7 +1,7 @@
 """Data parallelism: the same run on several processes, started by torchrun or alone.
 
 Every process draws the whole batch and its noise, takes its own share of the rows, and averages gradients with the
-others, so that a run depends on the recipe and not on the number of processes (but for the order of additions).
+others, so that without dropout a run depends on the recipe and not on the number of processes, but for rounding.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from model.cli import run_command
+from model.cli import Parser, run_command
 from model.columns import add_column_noise
 from model.data import DataError, Dataset, load
 from model.likelihood import bits_per_dim, dequantize
@@ -56,7 +55,7 @@ def likelihood(module: torch.jit.ScriptModule, data: Dataset, columns: list[Colu
 
 def round_trip_error(module: torch.jit.ScriptModule, x: Tensor, columns: list[Column]) -> float:
     """Largest |decode(encode(x)) - x|, in pixel units or in standard deviations of a column."""
-    scale = torch.tensor([column.std for column in columns]) if columns else torch.ones(())
+    scale = torch.tensor([column.std for column in columns] or 1.0, dtype=torch.float64)
     with torch.inference_mode():
         errors: list[float] = [
             ((module.decode(module.encode(batch)[0]) - batch).abs() / scale).max().item()
@@ -76,10 +75,17 @@ def rows_per_second(module: torch.jit.ScriptModule, x: Tensor) -> float:
     return len(batch) / sorted(times[3:])[2]
 
 
-def check_fits(manifest: Manifest, data: Dataset, source: str) -> None:
-    """Raise DataError where rows are not of the artifact's kind and shape."""
+def fitting(manifest: Manifest, data: Dataset, source: str) -> Dataset:
+    """Take the columns that an artifact knows. Raises DataError where rows are not of its kind, shape and range."""
+    if data.kind == manifest.kind == "vector":
+        data = data.columns_like([column.name for column in manifest.columns], source)
     if data.shape != manifest.shape:
         raise DataError(f"{source}: rows of shape {data.shape}, but {manifest.name} takes {manifest.shape}")
+    if manifest.value_range is not None:
+        data.check_pixels(manifest.value_range[1], source)
+    if len(data.x) < 2:
+        raise DataError(f"{source}: one row has no standard error; at least 2 are needed")
+    return data
 
 
 def report(artifact: Artifact, data: Dataset) -> list[tuple[str, str]]:
@@ -99,13 +105,12 @@ def report(artifact: Artifact, data: Dataset) -> list[tuple[str, str]]:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m model.evaluate", description="Measure an artifact on data.")
+    parser = Parser(prog="python -m model.evaluate", description="Measure an artifact on data.")
     parser.add_argument("artifact", type=Path)
     parser.add_argument("data", help="a file, folder or sklearn: name, as in a recipe")
     args = parser.parse_args(argv)
     artifact = open_artifact(args.artifact)
-    data = load(args.data)
-    check_fits(artifact.manifest, data, args.data)
+    data = fitting(artifact.manifest, load(args.data), args.data)
     for what, figure in report(artifact, data):
         print(f"{what:<12} {figure}")
 

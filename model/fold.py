@@ -52,6 +52,7 @@ class FoldedLevel(nn.Module):
         super().__init__()
         self.steps = nn.ModuleList(steps)
         self.squeeze = squeeze
+        self.log_det_per_pixel = sum(step.log_det_per_pixel for step in steps)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return z and log_det of each of its pixels."""
@@ -89,11 +90,9 @@ class FoldedFlow(nn.Module):
         self.latent_sizes = flow.latent_sizes
         self.inputs = inputs
         levels = [_fold_chain(chain) for chain in [*flow.levels, flow.top]]
-        constant = sum(
-            latent_shape[1] * latent_shape[2] * step.log_det_per_pixel
-            for level, latent_shape in zip(levels, flow.latent_shapes, strict=True)
-            for step in level.steps
-        )
+        constant = 0.0
+        for level, (_, height, width) in zip(levels, flow.latent_shapes, strict=True):
+            constant += height * width * level.log_det_per_pixel
         self.levels = nn.ModuleList(levels[:-1])
         self.top = levels[-1]
         self.splits = flow.splits

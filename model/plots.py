@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from model.data import Array
+from service.artifact import write_whole
 
 
 def save_curves(history: list[dict[str, float]], unit: str, path: Path) -> None:
@@ -28,7 +27,7 @@ def save_curves(history: list[dict[str, float]], unit: str, path: Path) -> None:
     for axes in (losses, terms):
         axes.legend()
         axes.grid(alpha=0.3)
-    _write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=100))
+    write_whole(path, lambda partial: figure.savefig(partial, format="png", dpi=100))
 
 
 def save_sample_grid(images: Array, max_value: float, path: Path) -> None:
@@ -38,13 +37,7 @@ def save_sample_grid(images: Array, max_value: float, path: Path) -> None:
     pixels = (np.clip(images[: side * side] * (255 / max_value), 0, 255)).round().astype(np.uint8)
     grid = pixels.reshape(side, side, num_channels, height, width).transpose(0, 3, 1, 4, 2)
     grid = grid.reshape(side * height, side * width, num_channels)
-    _write_whole(
+    write_whole(
         path,
         lambda partial: Image.fromarray(grid.squeeze(2) if num_channels == 1 else grid).save(partial, format="PNG"),
     )
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    os.replace(partial, path)

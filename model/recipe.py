@@ -5,13 +5,14 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.data import DataError, Dataset, load
 from model.glow import GlowConfig
+from service.scores import smallest_p_value
 
 
 class RecipeError(ValueError):
@@ -19,26 +20,26 @@ class RecipeError(ValueError):
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataRecipe(_Table):
     """Where the rows come from and how they are divided. Rows are shuffled once by ``split_seed``."""
 
     train: str  # a source as model.data.load names them, relative to --data-dir
-    test: str | int | None = None  # another source, or so many rows of ``train``
+    test: str | Annotated[int, Field(ge=2)] | None = None  # another source, or so many rows of ``train``
     validation: int = Field(ge=1)  # rows that decide which checkpoint is best
     calibration: int = Field(ge=1)  # rows that calibrate the exported scores; never trained on
     label_column: str | None = None  # csv, parquet: a column that is not a feature
     normal_label: int | None = None  # train, validate, calibrate and test on rows with this label only
-    split_seed: int = 0
+    split_seed: int = Field(0, ge=0)
 
 
 class TrainingRecipe(_Table):
     """How the likelihood is maximised: Adam, warm-up then cosine decay, clipped gradients, averaged weights."""
 
-    steps: int = Field(ge=1)
-    batch_size: int = Field(64, ge=1)
+    steps: int = Field(ge=1, le=10**9)
+    batch_size: int = Field(64, ge=1, le=2**20)
     learning_rate: float = Field(1e-3, gt=0)
     final_learning_rate: float = Field(0.02, ge=0, le=1)  # as a fraction of learning_rate
     warmup_steps: int = Field(200, ge=0)
@@ -63,11 +64,23 @@ class ArtifactRecipe(_Table):
 class Recipe(_Table):
     """A whole training run; written into its checkpoint and its artifact."""
 
+    model_config = ConfigDict(strict=False)  # strict would want a GlowConfig, not the table that makes one
+
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     data: DataRecipe
     model: GlowConfig = GlowConfig()
     training: TrainingRecipe
     artifact: ArtifactRecipe = ArtifactRecipe()
+
+    @model_validator(mode="after")
+    def _calibrated(self) -> Recipe:
+        smallest, rows = smallest_p_value(self.data.calibration), self.data.calibration
+        if self.artifact.alpha < smallest:
+            raise ValueError(
+                f"artifact.alpha must be at least {smallest:.3g}, the smallest p-value of data.calibration = {rows} "
+                f"rows, got {self.artifact.alpha}"
+            )
+        return self
 
 
 def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -95,7 +108,9 @@ def parse_recipe(values: dict[str, Any], origin: str) -> Recipe:
         key = ".".join(map(str, first["loc"]))
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             raise RecipeError(f"{origin}: unknown key {key!r}") from error
-        raise RecipeError(f"{origin}: {key}: {first['msg']}, got {first['input']!r}") from error
+        where = f"{origin}: {key}: " if key else f"{origin}: "
+        value = "" if isinstance(first["input"], dict | GlowConfig) else f", got {first['input']!r}"
+        raise RecipeError(f"{where}{first['msg'].removeprefix('Value error, ')}{value}") from error
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -123,10 +138,16 @@ class Splits:
     calibration: Dataset
     test: Dataset | None
 
+    def check_pixels(self, highest: int) -> None:
+        """Raise DataError where an image of any set holds a value over the highest that the model knows."""
+        for name, data in vars(self).items():
+            if data is not None:
+                data.check_pixels(highest, f"the {name} rows")
+
 
 def load_splits(recipe: DataRecipe, data_dir: Path) -> Splits:
     """Load a recipe's data and divide it. Raises DataError."""
-    data = _normal_rows(recipe, load(recipe.train, data_dir, recipe.label_column))
+    data = _normal_rows(recipe, recipe.train, data_dir)
     num_test = recipe.test if isinstance(recipe.test, int) else 0
     held_out = recipe.validation + recipe.calibration + num_test
     if held_out >= len(data.x):
@@ -135,7 +156,7 @@ def load_splits(recipe: DataRecipe, data_dir: Path) -> Splits:
     validation, calibration, test, fit = np.split(order, np.cumsum([recipe.validation, recipe.calibration, num_test]))
     test_set = data.take(test) if num_test else None
     if isinstance(recipe.test, str):
-        test_set = _normal_rows(recipe, load(recipe.test, data_dir, recipe.label_column))
+        test_set = _normal_rows(recipe, recipe.test, data_dir).columns_like(data.columns, recipe.test)
         if test_set.shape != data.shape:
             raise DataError(
                 f"{recipe.test}: rows of shape {test_set.shape}, expected {data.shape} as in {recipe.train}"
@@ -145,12 +166,13 @@ def load_splits(recipe: DataRecipe, data_dir: Path) -> Splits:
     )
 
 
-def _normal_rows(recipe: DataRecipe, data: Dataset) -> Dataset:
+def _normal_rows(recipe: DataRecipe, source: str, data_dir: Path) -> Dataset:
+    data = load(source, data_dir, recipe.label_column)
     if recipe.normal_label is None:
         return data
     if data.labels is None:
-        raise DataError(f"{recipe.train}: normal_label = {recipe.normal_label}, but the data carry no labels")
+        raise DataError(f"{source}: normal_label = {recipe.normal_label}, but the data carry no labels")
     normal = data.labels == recipe.normal_label
-    if not normal.any():
-        raise DataError(f"{recipe.train}: no row is labelled {recipe.normal_label}")
+    if not np.any(normal):
+        raise DataError(f"{source}: no row is labelled {recipe.normal_label}")
     return data.take(normal)

@@ -1,12 +1,11 @@
 """Train a flow by exact maximum likelihood: ``python -m model.train RECIPE.toml``.
 
-Every random draw of step n (rows, dequantization noise, dropout) depends on the recipe's seed and n alone, so a resumed
-run takes exactly the steps that an uninterrupted one would have taken.
+Every random draw of step n depends on the recipe's seed and n alone (dropout also on the process), so a resumed run
+takes exactly the steps that an uninterrupted one would have taken.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import platform
@@ -20,11 +19,12 @@ import torch
 from tqdm import tqdm
 
 from model.checkpoint import load_checkpoint, save_checkpoint
-from model.cli import run_command
+from model.cli import Parser, run_command
 from model.distributed import Processes
 from model.plots import save_curves, save_sample_grid
 from model.recipe import Recipe, RecipeError, Splits, load_splits, read_recipe
 from model.trainer import EVALUATION_SEED, Trainer, generator_of
+from service.artifact import write_whole
 
 NUM_GRID_SAMPLES = 64
 
@@ -73,11 +73,14 @@ def _rows_per_s(trainer: Trainer) -> float:
 
 def _evaluate(trainer: Trainer, recent: list[dict[str, float]], out: Path) -> str:
     """Measure the averaged flow, keep it if it is the best, draw the pictures; returns a line for the log."""
-    mean = {name: sum(step[name] for step in recent) / len(recent) for name in recent[0]}
+    taken = [step for step in recent if not step["skipped"]] or recent
+    mean = {name: sum(step[name] for step in taken) / len(taken) for name in taken[0]}
     mean["skipped"] = sum(step["skipped"] for step in recent)
     validation = trainer.evaluate()
     trainer.history.append({"step": trainer.step, **mean, "validation": validation, "rows_per_s": _rows_per_s(trainer)})
-    improved, trainer.best = validation < trainer.best, min(validation, trainer.best)
+    improved = validation < trainer.best  # never where it is not a number
+    if improved:
+        trainer.best = validation
     if trainer.processes.leads:
         if improved:
             save_checkpoint(trainer.checkpoint(), out / "best.pt")
@@ -115,7 +118,7 @@ def write_report(trainer: Trainer, splits: Splits, out: Path) -> None:
     report = {
         "recipe": trainer.recipe.model_dump(),
         "unit": trainer.unit,
-        "validation": trainer.best,
+        "validation": _finite(trainer.best),
         "rows": {
             "fit": len(splits.fit.x),
             "validation": len(splits.validation.x),
@@ -129,16 +132,20 @@ def write_report(trainer: Trainer, splits: Splits, out: Path) -> None:
         "skipped_steps": sum(entry["skipped"] for entry in trainer.history),
         "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch_version": torch.__version__,
-        "history": trainer.history,
+        "history": [{name: _finite(value) for name, value in entry.items()} for entry in trainer.history],
     }
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    write_whole(out / "report.json", lambda partial: partial.write_text(text))
+
+
+def _finite(value: float) -> float | None:
+    """A figure as JSON can hold it."""
+    return value if math.isfinite(value) else None
 
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m model.train", description="Train a flow by exact maximum likelihood."
-    )
+    parser = Parser(prog="python -m model.train", description="Train a flow by exact maximum likelihood.")
     parser.add_argument("recipe", type=Path, help="TOML file; model/recipes/ holds examples")
     parser.add_argument(
         "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="change a value of the recipe"

@@ -20,7 +20,7 @@ from service.artifact import Column
 
 INITIALIZATION_ROWS = 1024
 EVALUATION_BATCH = 256
-EVALUATION_SEED = 2**31  # outside the range of recipe seeds and of steps: the same noise at every evaluation
+EVALUATION_SEED = 2**32  # outside the range of recipe seeds and of shuffles: the same noise at every evaluation
 
 
 class Trainer:
@@ -43,6 +43,7 @@ class Trainer:
         self.columns: list[Column] = describe_columns(splits.fit) if self.kind == "vector" else []
         self.fit = torch.from_numpy(splits.fit.x)
         self.validation = torch.from_numpy(splits.validation.x)
+        splits.check_pixels(2**recipe.model.bits - 1)
         training = recipe.training
         torch.manual_seed(training.seed)
         if self.kind == "image":
@@ -73,6 +74,14 @@ class Trainer:
             raise RecipeError("--resume: the data differ from those the checkpoint was trained on")
         if (checkpoint.recipe.model, checkpoint.recipe.data) != (self.recipe.model, self.recipe.data):
             raise RecipeError("--resume: the recipe's [model] and [data] must be those of the checkpoint")
+        may_change = {"steps", "evaluate_every", "checkpoint_every"}
+        for name, value in checkpoint.recipe.training.model_dump(exclude=may_change).items():
+            if getattr(self.recipe.training, name) != value:
+                raise RecipeError(f"--resume: training.{name} must be that of the checkpoint, {value}")
+        if checkpoint.step > self.recipe.training.steps:
+            raise RecipeError(
+                f"--resume: training.steps is {self.recipe.training.steps}, but {checkpoint.step} are already done"
+            )
         self.flow.load_state_dict(checkpoint.flow)
         self.averaged.load_state_dict(checkpoint.averaged)
         self.optimizer.load_state_dict(checkpoint.optimizer)

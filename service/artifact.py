@@ -12,7 +12,8 @@ import io
 import os
 import warnings
 import zipfile
-import zlib
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from service.scores import smallest_p_value
 
@@ -37,7 +38,7 @@ class ArtifactError(ValueError):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Column(_Part):
@@ -53,7 +54,7 @@ class LatentPart(_Part):
     """Where one level's part of the latent code lies in z, and its shape (C, H, W) before it was flattened."""
 
     offset: int = Field(ge=0)
-    shape: tuple[int, int, int]
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
 
 
 class TestResult(_Part):
@@ -123,8 +124,10 @@ class Manifest(_Part):
     def _consistent(self) -> Manifest:
         if len(self.shape) != (3 if self.kind == "image" else 1) or min(self.shape) < 1:
             raise ValueError(f"shape must be (C, H, W) of images or (D,) of vectors, got {list(self.shape)}")
-        if self.kind == "image" and self.value_range is None:
-            raise ValueError("an image artifact needs a value_range")
+        if (self.kind == "image") != (self.value_range is not None):
+            raise ValueError("images have a value_range, vectors have none")
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise ValueError(f"value_range must go up, got {list(self.value_range)}")
         if self.kind == "vector" and len(self.columns) != self.num_dims:
             raise ValueError(f"columns must name each of {self.num_dims} dimensions, got {len(self.columns)}")
         names = [column.name for column in self.columns]
@@ -154,6 +157,11 @@ class Manifest(_Part):
         if self.kind == "image":
             return np.ones(self.num_dims, np.bool_)
         return np.array([column.type == "integer" for column in self.columns])
+
+    @property
+    def unit(self) -> npt.NDArray[np.float64]:
+        """What errors of inputs are measured in: one pixel value, or the standard deviation of each column."""
+        return np.array([column.std for column in self.columns]) if self.columns else np.ones(())
 
     @property
     def methods(self) -> list[str]:
@@ -193,7 +201,7 @@ def version_of(records: dict[str, bytes]) -> str:
     """First 12 hex digits of the SHA-256 over all records but the manifest, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(records):
-        if not name.endswith(_MANIFEST):
+        if name.partition("/")[2] != _MANIFEST:
             digest.update(f"{name}:{len(records[name])}:".encode() + records[name])
     return digest.hexdigest()[:12]
 
@@ -227,35 +235,41 @@ def freeze(module: torch.jit.ScriptModule, methods: list[str]) -> torch.jit.Scri
     return frozen
 
 
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside the target, then rename it: the target is whole, or what it was before."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
 def save_artifact(path: Path, records: dict[str, bytes], manifest: Manifest) -> None:
     """Write an artifact, open it as a loader would, and only then give it its name; a failed check leaves no file."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(pack(records, manifest))
-            file.flush()
-            os.fsync(file.fileno())
+
+    def write(partial: Path) -> None:
+        partial.write_bytes(pack(records, manifest))
         open_artifact(partial)
-        partial.replace(path)
+
+    try:
+        write_whole(path, write)
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def open_artifact(path: Path) -> Artifact:
     """Check digest, manifest and golden case, in this order, and load. Raises ArtifactError."""
     data = _read_whole(path)
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            records = {info.filename: archive.read(info) for info in archive.infolist()}
-    except (zipfile.BadZipFile, NotImplementedError, zlib.error) as error:
-        raise ArtifactError(f"{path}: is not a readable zip archive") from error
-    manifest_json = next((record for name, record in records.items() if name.endswith(f"/{_MANIFEST}")), None)
-    if manifest_json is None:
+    records = _read_records(path, data)
+    manifest_name = f"{next(iter(records)).partition('/')[0]}/{_MANIFEST}"
+    if manifest_name not in records:
         raise ArtifactError(f"{path}: holds no {_MANIFEST}: not exported by python -m model.export")
     try:
-        manifest = Manifest.model_validate_json(manifest_json)
+        manifest = Manifest.model_validate_json(records[manifest_name])
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "manifest"
@@ -267,7 +281,7 @@ def open_artifact(path: Path) -> Artifact:
     try:
         with _torchscript():
             module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(data), "cpu")  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
+    except Exception as error:  # torch's reader raises nearly anything on records that it did not write
         raise ArtifactError(
             f"{path}: torch {torch.__version__} cannot load it (exported by {manifest.torch_version})"
         ) from error
@@ -286,21 +300,36 @@ def check_golden(artifact: Artifact, origin: str, device: str = "cpu") -> None:
     x = np.asarray(golden.inputs, manifest.input_dtype).reshape(-1, *manifest.shape)
     try:
         with torch.inference_mode():
-            latents, log_prob = artifact.module.encode(torch.from_numpy(x).to(device))
+            inputs = torch.from_numpy(x).to(device)
+            latents, encoded_log_prob = artifact.module.encode(inputs)
+            log_prob, statistics = artifact.module.log_prob(inputs), artifact.module.statistics(inputs)
             decoded = artifact.module.decode(latents).cpu()
     except RuntimeError as error:
         raise ArtifactError(f"{origin}: golden case: the module fails on inputs of shape {list(x.shape)}") from error
-    latents, log_prob = latents.cpu(), log_prob.cpu()
-    if not within_tolerance(log_prob.numpy(), np.asarray(golden.log_prob)):
-        raise ArtifactError(f"{origin}: golden case: log_prob is {log_prob.tolist()}, expected {golden.log_prob}")
-    latents_error = np.abs(latents.numpy() - np.asarray(golden.latents)).max()
-    scale = 1.0 if manifest.kind == "image" else np.array([column.std for column in manifest.columns])
-    round_trip_error = (np.abs(decoded.numpy() - x) / scale).max()
+    for values in (log_prob.cpu(), encoded_log_prob.cpu()):
+        if not within_tolerance(values.numpy(), np.asarray(golden.log_prob)):
+            raise ArtifactError(f"{origin}: golden case: log_prob is {values.tolist()}, expected {golden.log_prob}")
+    if statistics.shape != (len(x), len(manifest.statistics)):
+        raise ArtifactError(f"{origin}: golden case: statistics are {statistics.shape[1]}, not {manifest.statistics}")
+    latents_error = np.abs(latents.cpu().numpy() - np.asarray(golden.latents)).max()
+    round_trip_error = (np.abs(decoded.numpy() - x) / manifest.unit).max()
     for what, value in (("latents", latents_error), ("decode(encode(x))", round_trip_error)):
         if not value <= ROUND_TRIP_TOLERANCE:
             raise ArtifactError(
                 f"{origin}: golden case: {what} differ by {value:.3g}, expected at most {ROUND_TRIP_TOLERANCE}"
             )
+
+
+def _read_records(path: Path, data: bytes) -> dict[str, bytes]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = archive.namelist()
+            records = {name: archive.read(name) for name in names}
+    except Exception as error:  # encrypted, compressed in an odd way, or no zip at all
+        raise ArtifactError(f"{path}: is not a readable zip archive") from error
+    if len(records) != len(names) or len({name.partition("/")[0] for name in names}) != 1:
+        raise ArtifactError(f"{path}: must hold each record once, all in one folder")
+    return records
 
 
 def _read_whole(path: Path) -> bytes:

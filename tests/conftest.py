@@ -26,7 +26,7 @@ def tiny_recipe(name: str, **model: object) -> Recipe:
     return parse_recipe(
         {
             "name": name,
-            "data": {"train": "unused", "validation": 1, "calibration": 1},
+            "data": {"train": "unused", "validation": 100, "calibration": 100},
             "model": {"num_steps": 2, "width": 8, **model},
             "training": {"steps": 12, "batch_size": 32, "learning_rate": 5e-3, "warmup_steps": 2, "ema_decay": 0.5},
             "artifact": {"alpha": 0.1, "licence": "MIT", "description": "A tiny flow."},

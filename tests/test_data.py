@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from model.data import DataError, load
+from model.data import DataError, Dataset, load
 from model.recipe import DataRecipe, load_splits
 
 PIXELS = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4)
@@ -87,6 +87,8 @@ def test_scikit_learn_sets_are_named() -> None:
         ("a.idx", idx(PIXELS)[:-3], "its header announces 2x4x4 bytes, but 29 follow"),
         ("a.idx", b"\0\0\x09\x01", "not an idx file of bytes"),
         ("a.idx", b"", "it starts with nothing"),
+        ("a.idx", b"\0\0\x08\0\0\0\0\0", "not an idx file of bytes"),
+        ("a.csv", "x,x\n1,2\n", "two columns are named 'x'"),
         ("a-ubyte.gz", gzip.compress(idx(PIXELS))[:-9], "cannot be read"),
         ("a.txt", "1", "unknown kind of file"),
     ],
@@ -104,6 +106,8 @@ def test_unusable_arrays_are_named(tmp_path: Path) -> None:
     for array, message in (
         (np.full((2, 4, 4), 300), "image 0 holds 300; pixels must be whole numbers 0..255"),
         (np.full((2, 4, 4), np.nan), "image 0 holds nan"),
+        (np.zeros((2, 5, 4, 4)), "images must have 1 or 3 channels"),
+        (np.zeros(()), "expected an array of rows"),
         (np.zeros(3), "expected vectors (N, D) or images"),
         (np.array([[1.0, np.inf]]), "row 0, column 'x1' is inf; every value must be finite"),
         (np.array([["a"]]), "expected numbers"),
@@ -155,5 +159,20 @@ def test_value_probabilities_are_positive_and_sum_to_one(tmp_path: Path) -> None
     assert probabilities.sum() == pytest.approx(1)
     assert probabilities[1:].min() > 0
     np.save(tmp_path / "a.npy", np.full((2, 4, 4), 99))
-    with pytest.raises(DataError, match="pixel 99 is over 15"):
-        load(str(tmp_path / "a.npy")).value_probabilities(16)
+    with pytest.raises(DataError, match="here: holds pixel 99, over 15, the most that the model takes"):
+        load(str(tmp_path / "a.npy")).check_pixels(15, "here")
+
+
+def test_columns_are_matched_by_name_and_arrays_without_names_by_position() -> None:
+    named = Dataset(np.array([[1.0, 2.0, 3.0]]), ["a", "b", "label"])
+    assert named.columns_like(["b", "a"], "here").x.tolist() == [[2.0, 1.0]]
+    with pytest.raises(DataError, match="here: has no column 'c'; it has a, b, label"):
+        named.columns_like(["a", "c"], "here")
+    unnamed = Dataset(np.array([[1.0, 2.0]]), ["x0", "x1"])
+    assert unnamed.columns_like(["b", "a"], "here").x.tolist() == [[1.0, 2.0]]
+
+
+def test_sixteen_bit_images_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 4000, np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: is of mode I;16, expected 8 bits per channel"):
+        load(str(tmp_path))

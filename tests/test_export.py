@@ -1,5 +1,6 @@
 """The artifact: what is exported answers as the flow did, proves itself, and is refused when anything is off."""
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Callable
@@ -12,13 +13,23 @@ import pytest
 import torch
 
 from model.bijections import ActNorm, AffineCoupling, Squeeze
-from model.export import export
+from model.data import DataError, Dataset
+from model.export import export, verify
 from model.fold import fold
 from model.glow import Glow, GlowConfig, build_glow
 from model.recipe import Splits
 from model.trainer import Trainer
-from service.artifact import ArtifactError, Manifest, open_artifact, pack, save_artifact, within_tolerance
-from tests.conftest import tiny_images, tiny_recipe, tiny_table, train_and_export
+from service.artifact import (
+    ArtifactError,
+    Manifest,
+    load_records,
+    open_artifact,
+    pack,
+    save_artifact,
+    script,
+    within_tolerance,
+)
+from tests.conftest import divide, tiny_images, tiny_recipe, tiny_table, train_and_export
 
 CASES: dict[str, tuple[dict[str, Any], Callable[[], Splits]]] = {
     "image": ({"num_levels": 2, "bits": 4}, tiny_images),
@@ -123,6 +134,42 @@ def test_manifest_is_readable_as_a_plain_zip_record(exported: tuple[Glow, Path, 
     assert str(Path.cwd()).encode() not in b"".join(records.values())
 
 
+def test_a_column_of_large_numbers_keeps_its_digits(tmp_path: Path) -> None:
+    x = 1e9 + np.random.default_rng(0).normal(size=(400, 2))
+    splits = divide(Dataset(x, ["a", "b"]))
+    trainer = train_and_export(tiny_recipe("flow"), splits, tmp_path / "flow.pt")
+    module, inputs = open_artifact(tmp_path / "flow.pt").module, torch.from_numpy(x)
+    expected = trainer.checkpoint().averaged_flow().log_prob(inputs)
+    assert within_tolerance(module.log_prob(inputs).numpy(), expected.numpy())
+    assert (module.decode(module.encode(inputs)[0]) - inputs).abs().max() < 1e-3
+
+
+def test_an_export_that_answers_otherwise_than_the_flow_is_refused() -> None:
+    splits = tiny_table()
+    trainer = Trainer(tiny_recipe("flow"), splits)
+    for _ in range(12):
+        trainer.train_step()
+    flow, x = trainer.checkpoint().averaged_flow(), torch.from_numpy(splits.calibration.x)
+    module = load_records(script(fold(flow)))
+    verify(module, flow, x, trainer.columns)
+    flow.top.steps[0].bias += 0.1  # type: ignore[index, union-attr]
+    with pytest.raises(ArtifactError, match=r"exported .* differ"):
+        verify(module, flow, x, trainer.columns)
+    flow.top.steps[0].bias += torch.inf  # type: ignore[index, union-attr]
+    with pytest.raises(ArtifactError, match="decoding draws from the prior gives values that are not finite"):
+        verify(module, flow, x, trainer.columns)
+
+
+def test_exporting_is_refused_on_other_data_and_to_impossible_places(tmp_path: Path) -> None:
+    splits = tiny_table()
+    checkpoint = Trainer(tiny_recipe("flow"), splits).checkpoint()
+    with pytest.raises(DataError, match="not the data that the checkpoint was trained on"):
+        export(checkpoint, tiny_table(404), tmp_path / "flow.pt")
+    for out in (tmp_path, tmp_path / "none" / "flow.pt"):
+        with pytest.raises(ArtifactError, match="must be a file name in a folder that exists"):
+            export(checkpoint, splits, out)
+
+
 def test_exporting_twice_gives_the_same_version(tmp_path: Path) -> None:
     splits = tiny_table()
     trainer = Trainer(tiny_recipe("flow"), splits)
@@ -183,6 +230,9 @@ def repacked(artifact_bytes: bytes, change: Callable[[dict[str, Any]], None]) ->
         (lambda m: m["calibration"].update(alpha=0.001), "alpha must be at least 0.0099"),
         (lambda m: m["golden"].update(inputs=[]), "golden must hold as many log_prob and latents as inputs"),
         (lambda m: m["golden"]["log_prob"].__setitem__(0, 1.0), "golden case: log_prob is"),
+        (lambda m: m.update(statistics=["one"]), "golden case: statistics are 3, not ['one']"),
+        (lambda m: m.update(value_range=[0, 1]), "images have a value_range, vectors have none"),
+        (lambda m: m["latent_layout"][0].update(shape=[-3, -1, 1]), "manifest field 'latent_layout.0.shape.0'"),
         (lambda m: m["golden"]["latents"][0].__setitem__(0, 9.0), "golden case: latents differ by"),
     ],
 )
@@ -207,6 +257,24 @@ def test_other_files_are_refused_by_what_they_are_not(tmp_path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         path.write_bytes(pack({info.filename: archive.read(info) for info in archive.infolist()}))
     with pytest.raises(ArtifactError, match=r"holds no extra/manifest\.json"):
+        open_artifact(path)
+
+
+def test_records_that_a_whole_checksum_hides_are_still_checked(artifact_bytes: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "flow.pt"
+    with zipfile.ZipFile(BytesIO(artifact_bytes)) as archive:
+        records = {info.filename: archive.read(info) for info in archive.infolist()}
+    for changed, message in (
+        ({**records, "archive/version": b"\xff\xff"}, "but the records are"),
+        ({**records, "archive/evil/extra/manifest.json": b"{}"}, "but the records are"),
+        ({**records, "other/extra/manifest.json": b"{}"}, "all in one folder"),
+    ):
+        path.write_bytes(pack(changed))
+        with pytest.raises(ArtifactError, match=message):
+            open_artifact(path)
+    body = b"not a zip"
+    path.write_bytes(body + b"sha256:" + hashlib.sha256(body).hexdigest().encode())
+    with pytest.raises(ArtifactError, match="is not a readable zip archive"):
         open_artifact(path)
 
 

@@ -1,6 +1,7 @@
 """Training: it learns, resumes exactly, stops cleanly, and names what is wrong in one line."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from model.cli import run_command
 from model.columns import add_column_noise, describe_columns
 from model.data import Dataset
 from model.recipe import RecipeError, TrainingRecipe, parse_recipe, read_recipe
-from model.train import main
+from model.train import main, train, write_report
 from model.trainer import Trainer, learning_rate
 from tests.conftest import tiny_images, tiny_recipe, tiny_table
 
@@ -163,9 +164,15 @@ def test_interrupting_leaves_a_usable_checkpoint(tmp_path: Path) -> None:
         ([DIGITS, "--set=model.depth=3"], "unknown key 'model.depth'"),
         ([DIGITS, "--set=training.steps=0"], "training.steps: Input should be greater than or equal to 1, got 0"),
         ([DIGITS, "--set=model.num_levels=4"], "image sides must be divisible by 2**num_levels = 16, got 8x8"),
-        ([DIGITS, "--set=model.bits=3"], "pixel 16 is over 7, the most that model.bits allows"),
+        ([DIGITS, "--set=model.bits=3"], "the fit rows: holds pixel 16, over 7"),
         ([DIGITS, "--set=data.train=none.csv"], "none.csv: no such file or folder"),
         ([DIGITS, "--set=name"], "expected table.key=value"),
+        ([DIGITS, "--set=data.test=-5"], "data.test"),
+        ([DIGITS, "--set=training.steps=true"], "training.steps: Input should be a valid integer, got True"),
+        ([DIGITS, "--set=training.learning_rate=inf"], "training.learning_rate: Input should be a finite number"),
+        ([DIGITS, "--set=artifact.alpha=0.001"], "artifact.alpha must be at least 0.00498"),
+        ([DIGITS, "--out", DIGITS], "File exists"),
+        ([], "the following arguments are required: recipe"),
         ([DIGITS, "--resume"], "last.pt does not exist"),
     ],
 )
@@ -191,9 +198,11 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     trainer = Trainer(tiny_recipe("a"), tiny_table())
     save_checkpoint(trainer.checkpoint(), path)
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(CheckpointError, match=r"last\.pt: not a checkpoint file, or a damaged one"):
-        load_checkpoint(path)
+    whole = path.read_bytes()
+    for damaged in (b"", b"hello world", whole[:-200], whole[:500] + b"???" + whole[503:]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"last\.pt: not a checkpoint file, or a damaged one"):
+            load_checkpoint(path)
     result = command(path, tmp_path / "out.pt", cwd=tmp_path, module="model.export")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert not (tmp_path / "out.pt").exists()
@@ -212,6 +221,21 @@ def test_a_failed_write_leaves_the_previous_checkpoint(tmp_path: Path, monkeypat
         save_checkpoint(trainer.checkpoint(), tmp_path / "last.pt")
     assert (tmp_path / "last.pt").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_validation_that_is_not_a_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe("a")
+    trainer = Trainer(
+        recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": 3, "evaluate_every": 1})}),
+        tiny_table(),
+    )
+    losses = iter([math.nan, 2.0, 3.0])
+    monkeypatch.setattr(trainer, "evaluate", lambda: next(losses))
+    train(trainer, tmp_path, progress=False)
+    write_report(trainer, tiny_table(), tmp_path)
+    assert load_checkpoint(tmp_path / "best.pt").step == 2
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [entry["validation"] for entry in report["history"]] == [None, 2.0, 3.0]
 
 
 def test_every_recipe_in_the_repository_is_valid() -> None:
@@ -234,6 +258,10 @@ def test_resuming_on_other_data_or_another_model_is_refused() -> None:
     checkpoint = Trainer(tiny_recipe("a"), splits).checkpoint()
     with pytest.raises(RecipeError, match="the data differ"):
         Trainer(tiny_recipe("a"), tiny_table(404), checkpoint)
+    recipe = tiny_recipe("a")
+    slower = recipe.model_copy(update={"training": recipe.training.model_copy(update={"learning_rate": 1e-9})})
+    with pytest.raises(RecipeError, match=r"training\.learning_rate must be that of the checkpoint, 0\.005"):
+        Trainer(slower, splits, checkpoint)
     with pytest.raises(RecipeError, match=r"\[model\] and \[data\] must be those of the checkpoint"):
         Trainer(tiny_recipe("a", width=16), splits, checkpoint)
 
