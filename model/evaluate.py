@@ -92,12 +92,11 @@ def report(artifact: Artifact, data: Dataset) -> list[tuple[str, str]]:
     """Measure everything: rows of a table (what, figure)."""
     manifest, x = artifact.manifest, as_inputs(data)
     result = likelihood(artifact.module, data, manifest.columns)
-    value, unit = (result.bits_per_dim, "bits/dim") if data.kind == "image" else (result.nats, "nats")
     scale_unit = "pixel units" if data.kind == "image" else "standard deviations"
     return [
         ("artifact", f"{manifest.name}@{manifest.version}"),
         ("rows", str(result.rows)),
-        ("likelihood", f"{value:.4f} +- {result.standard_error:.4f} {unit}"),
+        ("likelihood", result.figure),
         ("round trip", f"{round_trip_error(artifact.module, x, manifest.columns):.2e} {scale_unit}"),
         ("speed", f"{rows_per_second(artifact.module, x):.0f} rows/s ({torch.get_num_threads()} threads)"),
     ]

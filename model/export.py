@@ -117,15 +117,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     checkpoint = load_checkpoint(args.checkpoint)
     manifest = export(checkpoint, load_splits(checkpoint.recipe.data, args.data_dir), args.out)
-    test = manifest.test
-    figure = (
-        "no test set"
-        if test is None
-        else f"test {test.bits_per_dim:.4f} bits/dim"
-        if test.nats is None
-        else f"test {test.nats:.4f} nats"
-    )
-    print(f"{args.out}: {manifest.name}@{manifest.version}, {args.out.stat().st_size / 1e6:.2f} MB, {figure}")
+    test = "no test set" if manifest.test is None else f"test {manifest.test.figure}"
+    print(f"{args.out}: {manifest.name}@{manifest.version}, {args.out.stat().st_size / 1e6:.2f} MB, {test}")
 
 
 if __name__ == "__main__":

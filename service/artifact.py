@@ -67,6 +67,18 @@ class TestResult(_Part):
     standard_error: float
     rows: int = Field(ge=2)
 
+    @model_validator(mode="after")
+    def _one_unit(self) -> TestResult:
+        if (self.bits_per_dim is None) == (self.nats is None):
+            raise ValueError("one of bits_per_dim and nats must be given")
+        return self
+
+    @property
+    def figure(self) -> str:
+        """The result as it is published."""
+        value, unit = (self.nats, "nats") if self.bits_per_dim is None else (self.bits_per_dim, "bits/dim")
+        return f"{value:.3f} +- {self.standard_error:.3f} {unit}"
+
 
 class Calibration(_Part):
     """Held-out scores, ascending; higher = more anomalous."""
