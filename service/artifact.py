@@ -359,7 +359,7 @@ def _read_whole(path: Path) -> bytes:
 
 
 class _torchscript(warnings.catch_warnings):
-    """Silence torch's notice that TorchScript is deprecated; it is the format, and torch is pinned to versions that read it."""
+    """Silence torch's notice that TorchScript is deprecated: it is the format, and torch is pinned to read it."""
 
     def __enter__(self) -> None:
         super().__enter__()
