@@ -399,6 +399,7 @@ async def test_unknown_paths_and_methods_have_the_same_error_shape(client: httpx
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
     wrong = await client.get("/encode")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert (await client.put("/sample")).headers["allow"] == "GET, POST"
     assert wrong.json().keys() == {"error", "code", "request_id"}
 
 
