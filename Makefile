@@ -3,6 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 DATA ?= ../shared/data
 PROCESSES ?= 1
+ARTIFACTS ?= fashion-mnist breast-cancer
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -25,7 +26,7 @@ format: $(VENV)/.test
 
 # Trains from data (hours for the images) on so many processes; continues a run that was interrupted.
 artifacts: $(VENV)/.test
-	for name in fashion-mnist breast-cancer; do \
+	for name in $(ARTIFACTS); do \
 	    resume=$$(test ! -e runs/$$name/last.pt || echo --resume); \
 	    $(BIN)/torchrun --nproc-per-node $(PROCESSES) -m model.train model/recipes/$$name.toml --data-dir $(DATA) $$resume && \
 	    $(BIN)/python -m model.export runs/$$name/best.pt service/artifacts/$$name.pt --data-dir $(DATA) || exit 1; \
