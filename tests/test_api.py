@@ -1,9 +1,7 @@
-"""The four operations over HTTP: one answer whatever the media type, the eager flow's, and clear refusals."""
+"""The four operations over HTTP: one answer whatever the media type, the eager flow's."""
 
 import asyncio
 import base64
-import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +9,12 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from fastapi import FastAPI
-from PIL import Image
 
 from model.recipe import Splits
 from service.app import create_app
 from service.artifact import Artifact, open_artifact, within_tolerance
 from service.settings import Settings
-
-IMAGES, TABLE = "tiny-images", "tiny-table"
-
-
-def npy(array: Any) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-def png(pixels: Any) -> bytes:
-    """Encode the value range 0..15 of the tiny images as bytes 0..255."""
-    buffer = io.BytesIO()
-    Image.fromarray((np.asarray(pixels) * 17).astype(np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def read_png(content: bytes) -> Any:
-    return np.asarray(Image.open(io.BytesIO(content)))
-
-
-def read_npy(response: httpx.Response) -> Any:
-    assert response.headers["content-type"] == "application/x-npy"
-    return np.load(io.BytesIO(response.content))
-
-
-async def post(client: httpx.AsyncClient, path: str, body: object) -> Any:
-    response = await client.post(path, json=body)
-    assert response.status_code == 200, response.text
-    return response.json()
+from tests.wire import IMAGES, TABLE, npy, png, post, read_npy, read_png
 
 
 @pytest.fixture(scope="module")
@@ -248,184 +215,6 @@ async def test_the_example_of_a_model_is_a_valid_request(client: httpx.AsyncClie
         assert response.json()["log_likelihood"] == pytest.approx(expected)
 
 
-GOOD = [[0.0] * 64]
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "status", "message"),
-    [
-        ("/log-likelihood", b"{", 400, "not valid JSON"),
-        ("/log-likelihood", b"[1]", 400, "must be a JSON object, got a list"),
-        ("/log-likelihood", b'{"inputs": [[NaN]]}', 400, "not valid JSON"),
-        ("/log-likelihood", b"[" * 100_000, 400, "not valid JSON"),
-        ("/log-likelihood", {}, 422, "the body has no member 'inputs'"),
-        ("/log-likelihood", {"inputs": []}, 422, "inputs is empty"),
-        ("/log-likelihood", {"inputs": [[]]}, 422, "inputs is empty"),
-        ("/log-likelihood", {"inputs": 3}, 422, "inputs must be a list, got a number"),
-        (
-            "/log-likelihood",
-            {"inputs": [[1, 2], [3]]},
-            422,
-            "inputs is ragged: inputs[1] is a list of 1, but inputs[0] is a list of 2",
-        ),
-        (
-            "/log-likelihood",
-            {"inputs": [["x" * 10_000, *["a"] * 500]]},
-            422,
-            "inputs[0][0] must be a number, got a string",
-        ),
-        ("/log-likelihood", {"inputs": [[1, [2]]]}, 422, "inputs[0][1] must be a number, got a list"),
-        ("/log-likelihood", {"inputs": [[1, None]]}, 422, "inputs[0][1] must be a number, got null"),
-        ("/log-likelihood", {"inputs": [[True, 1.0]]}, 422, "inputs[0][0] must be a number, got a boolean"),
-        ("/log-likelihood", {"inputs": [[1, "2"]]}, 422, "inputs[0][1] must be a number, got a string"),
-        ("/log-likelihood", {"inputs": [[{}]]}, 422, "inputs[0][0] must be a number, got an object"),
-        ("/log-likelihood", {"inputs": [[0.0] * 63]}, 422, "(B, 1, 8, 8) or (B, 64) or (B, 8, 8)"),
-        (
-            "/log-likelihood",
-            {"inputs": [[0.0] * 63 + [16]]},
-            422,
-            "inputs[0][63] is 16.0; pixels must lie in [-0.5, 15.5]",
-        ),
-        ("/log-likelihood", {"inputs": ["!"]}, 400, "inputs[0] is not base64"),
-        ("/decode", {"latents": [[0.0, False]], "reproducible": True}, 422, "latents[0][1] must be a number"),
-        ("/log-likelihood", {"inputs": ["aGVsbG8="]}, 400, "inputs[0] is not a readable PNG or JPEG"),
-        ("/log-likelihood", {"inputs": GOOD, "alpa": 1}, 422, "unknown option 'alpa'"),
-        ("/log-likelihood", {"inputs": GOOD, "alpha": 0}, 422, "alpha: Input should be greater than 0"),
-        ("/log-likelihood", {"inputs": GOOD, "alpha": 0.001}, 422, "alpha must be at least 0.00990099"),
-        ("/log-likelihood", {"inputs": GOOD, "alpha": "0.1"}, 422, "alpha: Input should be a valid number"),
-        ("/log-likelihood", {"inputs": GOOD, "dequantization": {"samples": 0}}, 422, "dequantization.samples"),
-        ("/log-likelihood", {"inputs": GOOD, "dequantization": {"samples": 256}}, 413, "GLOW_MAX_REQUEST_ROWS"),
-        ("/log-likelihood", {"inputs": GOOD, "model": "none"}, 404, "served are tiny-images, tiny-table"),
-        ("/log-likelihood", {"inputs": GOOD * 257}, 413, "257 rows"),
-        ("/log-likelihood", {"inputs": [{"a": 1}], "model": TABLE}, 422, "inputs[0] lacks column 'b'"),
-        (
-            "/log-likelihood",
-            {"inputs": [{"a": 1, "b": 2, "count": 3, "d": 4}], "model": TABLE},
-            422,
-            "unknown column 'd'",
-        ),
-        (
-            "/log-likelihood",
-            {"inputs": [{"a": 1, "b": "x", "count": 3}], "model": TABLE},
-            422,
-            "inputs[0]['b'] must be",
-        ),
-        (
-            "/log-likelihood",
-            b'{"inputs": ' + b"[" * 1000 + b"true" + b"]" * 1000 + b"}",
-            422,
-            "inputs is nested too deeply",
-        ),
-        (
-            "/log-likelihood",
-            b'{"inputs": ' + b"[" * 1000 + b"1" + b"]" * 1000 + b"}",
-            422,
-            "inputs is nested too deeply",
-        ),
-        ("/encode", {"inputs": GOOD, "alpha": 0.1}, 422, "unknown option 'alpha'"),
-        ("/decode", {"latents": [[0.0]]}, 422, "latents must be of shape (B, 64)"),
-        ("/decode", {"inputs": GOOD}, 422, "the body has no member 'latents'"),
-        ("/sample", {"n": 0}, 422, "n: Input should be greater than or equal to 1"),
-        ("/sample", {"n": 10**18}, 422, "n: Input should be less than or equal to 1000000"),
-        ("/sample", {"n": 257}, 413, "257 samples"),
-        ("/sample", {"n": 2.5}, 422, "n: "),
-        ("/sample", {"seed": 2**53}, 422, "seed: Input should be less than or equal to 9007199254740991"),
-        ("/sample", {"temperature": -1}, 422, "temperature: "),
-        ("/sample", b"{}" + b" " * 2**20, 413, "GLOW_MAX_BODY_BYTES"),
-    ],
-)
-async def test_a_wrong_request_gets_its_status_and_a_reason(
-    client: httpx.AsyncClient, path: str, body: object, status: int, message: str
-) -> None:
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    response = await client.post(path, content=content, headers={"content-type": "application/json"})
-    assert response.status_code == status, response.text
-    assert message in response.json()["error"]
-    assert response.json().keys() == {"error", "code", "request_id"}
-    assert len(response.content) < 1024
-
-
-@pytest.mark.parametrize(
-    ("media_type", "content", "status", "message"),
-    [
-        ("application/x-npy", b"", 400, "not a NumPy file"),
-        ("application/x-npy", npy(np.zeros((1, 64)))[:-8], 400, "do not fit the 504 bytes of data that follow"),
-        ("application/x-npy", npy(np.array([["a"]])), 400, "must hold real numbers"),
-        ("application/x-npy", npy(np.zeros((1, 64), np.complex64)), 400, "must hold real numbers"),
-        ("application/x-npy", npy(np.full((1, 64), np.nan)), 400, "inputs[0][0] is nan; every value must be finite"),
-        ("application/x-npy", npy(np.zeros(64)), 422, "inputs must be of shape"),
-        ("application/x-npy", npy(np.zeros((1, 64))).replace(b"(1, 64)", b"(-1,64)"), 400, "must be at most 4 sizes"),
-        ("application/x-npy", npy(np.zeros((1,) * 5)), 400, "must be at most 4 sizes"),
-        ("application/x-npy", npy(np.zeros((1, 64))).replace(b"(1, 64)", b"(True,)"), 400, "must be at most 4 sizes"),
-        ("image/png", b"\x89PNG", 400, "the image is not a readable PNG or JPEG"),
-        ("image/png", png(np.zeros((8, 8)))[:-30], 400, "the image is not a readable PNG or JPEG"),
-        ("image/png", png(np.zeros((9, 8))), 422, "the image is 8x9 pixels, expected 8x8"),
-        ("text/plain", b"x", 415, "the body must be application/json, application/x-npy, image/png, image/jpeg"),
-        ("application/x-www-form-urlencoded", b"x=1", 415, "the body must be"),
-    ],
-)
-async def test_a_wrong_binary_body_gets_its_status_and_a_reason(
-    client: httpx.AsyncClient, media_type: str, content: bytes, status: int, message: str
-) -> None:
-    response = await client.post("/log-likelihood", content=content, headers={"content-type": media_type})
-    assert response.status_code == status, response.text
-    assert message in response.json()["error"]
-
-
-async def test_a_pickle_in_an_npy_body_is_not_opened(client: httpx.AsyncClient) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, np.array([{"a": 1}], object), allow_pickle=True)
-    response = await client.post(
-        "/log-likelihood", content=buffer.getvalue(), headers={"content-type": "application/x-npy"}
-    )
-    assert (response.status_code, response.json()["code"]) == (400, "bad_request")
-
-
-async def test_options_may_not_be_given_twice(client: httpx.AsyncClient) -> None:
-    response = await client.post(f"/sample?model={IMAGES}", json={"model": TABLE})
-    assert response.status_code == 422
-    assert response.json()["error"] == "model is given more than once"
-    assert (await client.get("/sample?n=1&n=2")).status_code == 422
-
-
-async def test_options_of_a_body_mean_the_same_whatever_the_query(client: httpx.AsyncClient) -> None:
-    for path in ("/sample", "/sample?format=npy"):
-        assert (await client.post(path, json={"n": "2"})).status_code == 422
-        assert (await client.post(path, json={"n": 2})).status_code == 200
-
-
-async def test_unknown_paths_and_methods_have_the_same_error_shape(client: httpx.AsyncClient) -> None:
-    missing = await client.get("/nothing")
-    assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
-    wrong = await client.get("/encode")
-    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
-    assert (await client.put("/sample")).headers["allow"] == "GET, POST"
-    assert wrong.json().keys() == {"error", "code", "request_id"}
-
-
-async def test_request_ids_are_kept_if_plain_and_made_if_not(client: httpx.AsyncClient) -> None:
-    kept = await client.get("/livez", headers={"x-request-id": "abc-1"})
-    assert kept.headers["x-request-id"] == "abc-1"
-    made = await client.get("/nothing", headers={"x-request-id": "two words"})
-    assert made.headers["x-request-id"] == made.json()["request_id"] != "two words"
-
-
-async def test_an_internal_error_keeps_its_text_to_itself(
-    app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(*_: object) -> None:
-        raise RuntimeError("the secret path /etc")
-
-    monkeypatch.setattr(app.state.flows._engine, "_forward", fail)
-    response = await client.post("/log-likelihood", json={"inputs": GOOD})
-    monkeypatch.undo()
-    assert response.status_code == 500
-    assert "secret" not in response.text
-    assert response.headers["x-request-id"] == response.json()["request_id"]
-    assert response.json()["request_id"] in caplog.text
-    assert response.json()["code"] == "internal_error"
-
-
 async def test_a_deadline_is_answered_504(settings: Settings) -> None:
     app = create_app(settings.model_copy(update={"deadline_s": 1e-6}))
     async with (
@@ -454,16 +243,6 @@ async def test_the_documentation_page_needs_no_network(client: httpx.AsyncClient
     assert "http://" not in page.text
     assert "https://" not in page.text
     assert (await client.get("/static-offline-docs/swagger-ui-bundle.js")).status_code == 200
-
-
-async def test_numbers_that_are_not_finite_are_refused_as_options(client: httpx.AsyncClient) -> None:
-    for value in ("nan", "inf"):
-        assert (await client.get(f"/sample?temperature={value}")).status_code == 422
-
-
-async def test_a_compressed_body_is_refused_by_name(client: httpx.AsyncClient) -> None:
-    response = await client.post("/sample", content=b"\x1f\x8b", headers={"content-encoding": "gzip"})
-    assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type")
 
 
 async def test_the_root_leads_a_browser_to_the_documentation(client: httpx.AsyncClient) -> None:
