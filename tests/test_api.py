@@ -101,6 +101,17 @@ async def test_noise_is_an_anomaly_and_a_held_out_image_is_not(client: httpx.Asy
     assert not all(answer["is_anomaly"][:-1])
 
 
+async def test_a_row_beyond_all_scales_is_an_anomaly_with_finite_figures(client: httpx.AsyncClient) -> None:
+    rows = [[1e300, 0.0, 0.0], [0.0, -1.7e308, 3.0], [1e30, 1e30, 1e30]]
+    answer = await post(client, "/log-likelihood", {"inputs": rows, "model": TABLE})
+    assert answer["p_value"] == [1 / 101] * 3
+    assert answer["is_anomaly"] == [True] * 3
+    for name in ("log_likelihood", "bits_per_dim", "score"):
+        assert np.isfinite(np.array(answer[name], np.float64)).all()
+    encoded = await post(client, "/encode", {"inputs": rows, "model": TABLE})
+    assert np.isfinite(np.array(encoded["latents"], np.float64)).all()
+
+
 async def test_the_same_seed_gives_the_same_samples_alone_and_among_fifty_requests(client: httpx.AsyncClient) -> None:
     alone = await post(client, "/sample", {"n": 4, "seed": 7})
     longer = await post(client, "/sample", {"n": 16, "seed": 7})
