@@ -32,6 +32,11 @@ def describe_columns(data: Dataset) -> list[Column]:
     return columns
 
 
+def unit_of(columns: list[Column]) -> Tensor:
+    """What errors of inputs are measured in: the standard deviation of each column; 1, a pixel value, of images."""
+    return torch.tensor([column.std for column in columns] or 1.0, dtype=torch.float64)
+
+
 def standardizer(columns: list[Column]) -> Standardize:
     """Build the first layer of a table's flow."""
     mean, std = (

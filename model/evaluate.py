@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.cli import Parser, run_command
-from model.columns import add_column_noise
+from model.columns import add_column_noise, unit_of
 from model.data import DataError, Dataset, load
 from model.likelihood import bits_per_dim, dequantize
 from service.artifact import Artifact, Column, Manifest, TestResult, open_artifact
@@ -55,10 +55,10 @@ def likelihood(module: torch.jit.ScriptModule, data: Dataset, columns: list[Colu
 
 def round_trip_error(module: torch.jit.ScriptModule, x: Tensor, columns: list[Column]) -> float:
     """Largest |decode(encode(x)) - x|, in pixel units or in standard deviations of a column."""
-    scale = torch.tensor([column.std for column in columns] or 1.0, dtype=torch.float64)
+    unit = unit_of(columns)
     with torch.inference_mode():
         errors: list[float] = [
-            ((module.decode(module.encode(batch)[0]) - batch).abs() / scale).max().item()
+            ((module.decode(module.encode(batch)[0]) - batch).abs() / unit).max().item()
             for batch in _batches(x, "round trip")
         ]
     return max(errors)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.cli import Parser, run_command
+from model.columns import unit_of
 from model.data import DataError
 from model.evaluate import as_inputs, likelihood, log_prob, round_trip_error
 from model.fold import fold, statistics_names
@@ -84,7 +85,7 @@ def verify(module: torch.jit.ScriptModule, flow: Glow, x: Tensor, columns: list[
     if not artifact.within_tolerance(values[kept].numpy(), expected[kept].numpy()):
         difference = (values - expected)[kept].abs().max()
         raise ArtifactError(f"exported log_prob differs from the flow's by {difference:.3g} nats")
-    unit = torch.tensor([column.std for column in columns] or 1.0, dtype=torch.float64)
+    unit = unit_of(columns)
     for what, error in (
         ("latents differ from the flow's", relative_error(z[kept], expected_z[kept])),
         ("decoded draws differ from the flow's", relative_error(decoded / unit, expected_x / unit)),

@@ -1,13 +1,12 @@
 """Folding: a trained flow becomes an equal one in which nothing is computed that the input does not decide."""
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.bijections import AffineCoupling, Chain, ChannelAffine, Squeeze
+from model.bijections import AffineCoupling, Chain, ChannelAffine, Squeeze, log_normal
 from model.glow import Glow
 
 
@@ -183,12 +182,6 @@ class FoldedImageFlow(FoldedFlow):
             shared = term / (rows * columns)
             total = total + shared.repeat_interleave(rows, 1).repeat_interleave(columns, 2)
         return lowest_if_not_finite(total)
-
-
-def log_normal(z: Tensor) -> Tensor:
-    """Log N(z_i; 0, 1) of each entry, float64."""
-    wide = z.double()
-    return -0.5 * wide * wide - 0.5 * math.log(2 * math.pi)
 
 
 def lowest_if_not_finite(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Likelihoods and their units: the only home of log 2 and of the dequantization noise."""
+"""Likelihoods, their units, and the noise that turns whole numbers into densities."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from model.bijections.base import sum_per_input
+from model.bijections.base import log_normal, sum_per_input
 
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:
     """Log N(z; 0, I) = -sum(z^2 + log 2 pi) / 2 of each row: (B, ...) -> (B,) nats, float64."""
-    return sum_per_input(-0.5 * z * z - 0.5 * math.log(2 * math.pi))
+    return sum_per_input(log_normal(z))
 
 
 def bits_per_dim(log_prob: Tensor, num_dims: int) -> Tensor:

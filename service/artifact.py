@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -111,7 +112,7 @@ class Golden(_Part):
 
 
 class Manifest(_Part):
-    """What an artifact says of itself; DESIGN of the format: one JSON object, unknown keys refused."""
+    """What an artifact says of itself, as one JSON object; unknown keys are refused."""
 
     format_version: Literal[1] = 1
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -185,12 +186,12 @@ class Manifest(_Part):
         return np.float32 if self.kind == "image" else np.float64
 
 
+@dataclass(frozen=True)
 class Artifact:
-    """A verified artifact: its manifest and its TorchScript module, on the CPU."""
+    """A verified artifact: its manifest and its TorchScript module."""
 
-    def __init__(self, manifest: Manifest, module: torch.jit.ScriptModule) -> None:
-        self.manifest = manifest
-        self.module = module
+    manifest: Manifest
+    module: torch.jit.ScriptModule
 
 
 def within_tolerance(log_prob: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> bool:
@@ -235,8 +236,12 @@ def pack(records: dict[str, bytes], manifest: Manifest | None = None) -> bytes:
 
 def load_records(records: dict[str, bytes]) -> torch.jit.ScriptModule:
     """Load a module from records."""
+    return _load(pack(records))
+
+
+def _load(data: bytes) -> torch.jit.ScriptModule:
     with _torchscript():
-        module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(pack(records)), "cpu")  # type: ignore[no-untyped-call]
+        module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(data), "cpu")  # type: ignore[no-untyped-call]
     return module.eval()
 
 
@@ -291,13 +296,11 @@ def open_artifact(path: Path) -> Artifact:
             f"{path}: manifest field 'version' is {manifest.version}, but the records are {version_of(records)}"
         )
     try:
-        with _torchscript():
-            module: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(data), "cpu")  # type: ignore[no-untyped-call]
+        module = _load(data)
     except Exception as error:  # torch's reader raises nearly anything on records that it did not write
         raise ArtifactError(
             f"{path}: torch {torch.__version__} cannot load it (exported by {manifest.torch_version})"
         ) from error
-    module.eval()
     missing = [name for name in manifest.methods if not hasattr(module, name)]
     if missing:
         raise ArtifactError(f"{path}: its module lacks the methods {', '.join(missing)}")

@@ -1,7 +1,7 @@
 """Invertible layers, one a file, forward and inverse side by side."""
 
 from model.bijections.actnorm import ActNorm
-from model.bijections.base import Bijection, Chain, ChannelAffine, sum_per_input
+from model.bijections.base import Bijection, Chain, ChannelAffine, log_normal, sum_per_input
 from model.bijections.conv1x1 import InvertibleConv1x1, Permutation
 from model.bijections.coupling import AffineCoupling, channel_mask, checkerboard_mask
 from model.bijections.inputs import Pixels, Standardize
@@ -22,5 +22,6 @@ __all__ = [
     "Standardize",
     "channel_mask",
     "checkerboard_mask",
+    "log_normal",
     "sum_per_input",
 ]

@@ -1,5 +1,6 @@
 """The contract of a bijection, and composition."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -13,6 +14,12 @@ def sum_per_input(values: Tensor) -> Tensor:
     the tolerance promised for the answer.
     """
     return values.flatten(1).sum(1, dtype=torch.float64)
+
+
+def log_normal(z: Tensor) -> Tensor:
+    """Log N(z_i; 0, 1) = -(z_i^2 + log 2 pi) / 2 of each entry, float64."""
+    wide = z.double()
+    return -0.5 * wide * wide - 0.5 * math.log(2 * math.pi)
 
 
 class Bijection(nn.Module):

@@ -1,11 +1,9 @@
 """First layers of a flow: from the user's units to numbers of order one."""
 
-import math
-
 import torch
 from torch import Tensor
 
-from model.bijections.base import Bijection, sum_per_input
+from model.bijections.base import Bijection, log_normal, sum_per_input
 
 
 class Pixels(Bijection):
@@ -27,9 +25,9 @@ class Pixels(Bijection):
     def __init__(self, probabilities: Tensor) -> None:
         super().__init__()
         probabilities = probabilities.double()
-        self.tail = 1e-9  # F(x) stays this far from 0 and 1, so that a pixel at the end of its range has a finite z
         if not bool((probabilities > 0).all()) or abs(probabilities.sum().item() - 1) > 1e-9:
             raise ValueError("probabilities must be positive and sum to 1")
+        self.tail = 1e-9  # F(x) stays this far from 0 and 1, so that a pixel at the end of its range has a finite z
         self.register_buffer("probabilities", probabilities)
         self.register_buffer("edges", probabilities.cumsum(0) - probabilities)  # F at the lower end of each bin
 
@@ -57,7 +55,7 @@ class Pixels(Bijection):
 
 
 def _log_slopes(z: Tensor, density: Tensor) -> Tensor:
-    return density.log() + 0.5 * z * z + 0.5 * math.log(2 * math.pi)
+    return density.log() - log_normal(z)
 
 
 class Standardize(Bijection):
