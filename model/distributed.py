@@ -7,6 +7,7 @@ others, so that without dropout a run depends on the recipe and not on the numbe
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 from torch import Tensor, distributed
@@ -40,7 +41,15 @@ class Processes:
         for tensor, mean in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
-    def close(self) -> None:
-        """Leave the group."""
+    def finish(self, code: int) -> None:
+        """End a process of several with an exit code, once all have come this far; alone, raise SystemExit if not 0.
+
+        Without the interpreter's teardown: now and then gloo's threads outlive it and abort a finished run.
+        """
         if self.size > 1:
-            distributed.destroy_process_group()
+            distributed.barrier()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        if code:
+            raise SystemExit(code)

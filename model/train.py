@@ -168,14 +168,11 @@ def main(argv: list[str]) -> None:
     checkpoint = load_checkpoint(last) if args.resume else None
     trainer = _build(lambda: Trainer(recipe, splits, checkpoint, processes), recipe)
     complete = train(trainer, out)
-    processes.close()
-    if not processes.leads:
-        return
-    write_report(trainer, splits, out)
-    outcome = "finished" if complete else "stopped"
-    print(f"{outcome} at step {trainer.step}: best validation {trainer.best:.4f} {trainer.unit}, {out}/best.pt")
-    if not complete:
-        raise SystemExit(130)
+    if processes.leads:
+        write_report(trainer, splits, out)
+        outcome = "finished" if complete else "stopped"
+        print(f"{outcome} at step {trainer.step}: best validation {trainer.best:.4f} {trainer.unit}, {out}/best.pt")
+    processes.finish(0 if complete else 130)
 
 
 def _build(build: Callable[[], Trainer], recipe: Recipe) -> Trainer:
