@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.bijections import AffineCoupling, Chain, ChannelAffine, Squeeze, log_normal
+from model.bijections import Chain, ChannelAffine, Coupling, Squeeze, log_normal
 from model.glow import Glow
 
 
@@ -22,7 +22,7 @@ class FoldedStep(nn.Module):
     inverse_weight: Tensor
     inverse_bias: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor, coupling: AffineCoupling) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, coupling: Coupling) -> None:
         super().__init__()
         # Invert the weight as rounded, not as learned: it is the rounded one that has to be undone.
         rounded_weight, rounded_bias = weight.float().double(), bias.float().double()
@@ -36,12 +36,12 @@ class FoldedStep(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return z (B, C, H, W) and the coupling's log_det of each pixel (B, H, W)."""
-        z, log_scale = self.coupling.transform(F.conv2d(x, self.weight, self.bias))
-        return z, log_scale.sum(1, dtype=torch.float64)
+        z, log_slopes = self.coupling.transform(F.conv2d(x, self.weight, self.bias))
+        return z, log_slopes.sum(1, dtype=torch.float64)
 
     @torch.jit.export
     def inverse(self, z: Tensor) -> Tensor:
-        return F.conv2d(self.coupling.inverse(z)[0], self.inverse_weight, self.inverse_bias)
+        return F.conv2d(self.coupling.untransform(z)[0], self.inverse_weight, self.inverse_bias)
 
 
 class FoldedLevel(nn.Module):
@@ -219,8 +219,10 @@ def _fold_chain(chain: Chain) -> FoldedLevel:
     for bijection in bijections[1:] if squeeze else bijections:
         if isinstance(bijection, ChannelAffine):
             run.append(bijection)
-        elif isinstance(bijection, AffineCoupling):
-            weight, bias = _compose(run, num_channels=bijection.mask.shape[0])
+        elif isinstance(bijection, Coupling):
+            if not run:
+                raise ValueError("a coupling must follow an affine map of the channels to be folded")
+            weight, bias = _compose(run)
             steps.append(FoldedStep(weight, bias, bijection))
             run = []
         else:
@@ -230,11 +232,10 @@ def _fold_chain(chain: Chain) -> FoldedLevel:
     return FoldedLevel(steps, squeeze)
 
 
-def _compose(run: list[ChannelAffine], num_channels: int) -> tuple[Tensor, Tensor]:
+def _compose(run: list[ChannelAffine]) -> tuple[Tensor, Tensor]:
     """Compose affine maps of the channels, first to last: W (C, C) and b (C,), float64."""
-    weight = torch.eye(num_channels, dtype=torch.float64)
-    bias = torch.zeros(num_channels, dtype=torch.float64)
-    for bijection in run:
+    weight, bias = run[0].affine()
+    for bijection in run[1:]:
         next_weight, next_bias = bijection.affine()
         weight, bias = next_weight @ weight, next_weight @ bias + next_bias
     return weight, bias

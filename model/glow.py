@@ -9,23 +9,30 @@ from torch import Tensor, nn
 
 from model.bijections import (
     ActNorm,
-    AffineCoupling,
+    Affine,
     Bijection,
     Chain,
+    ChannelAffine,
+    ChannelCoupling,
+    CheckerboardCoupling,
+    Coupling,
+    Elementwise,
     InvertibleConv1x1,
     Permutation,
     Pixels,
+    Shift,
+    Spline,
     Split,
     Squeeze,
     Standardize,
-    channel_mask,
-    checkerboard_mask,
+    halves,
 )
 from model.likelihood import standard_normal_log_prob
 from model.nets import ConvNet, ResidualMLP
 
 Shape = tuple[int, ...]  # of one input: (C, H, W) of images, (D,) of vectors
 ImageShape = tuple[int, int, int]
+MAX_ATTENTION_PIXELS = 16 * 16  # attention costs (H * W)^2
 
 
 @dataclass(frozen=True)
@@ -40,10 +47,13 @@ class GlowConfig:
     width: int = 64  # hidden channels of the conditioners
     num_blocks: int = 1  # residual blocks of a conditioner
     dropout: float = 0.0  # in the conditioners of vectors
+    attention: bool = False  # one attention block in the conditioners of images of at most 16x16 (behind the squeeze)
     partition: Literal["channel", "checkerboard", "alternating"] = "channel"
     mixing: Literal["conv1x1", "roll"] = "conv1x1"  # learned, or by hand: rolled so that every channel changes
-    coupling: Literal["affine", "additive"] = "affine"
-    max_log_scale: float = 1.0  # nats: a coupling scales by exp(+-this) at most
+    coupling: Literal["affine", "additive", "spline"] = "affine"
+    max_log_scale: float = 1.0  # nats: an affine coupling scales by exp(+-this) at most
+    num_bins: int = 8  # of a spline
+    bound: float = 4.0  # a spline acts on [-bound, bound]
     bits: int = 8  # of an image's pixels
 
     def __post_init__(self) -> None:
@@ -54,6 +64,8 @@ class GlowConfig:
             ("num_blocks", 0, 1024),
             ("dropout", 0, 0.95),
             ("max_log_scale", 1e-3, 10),
+            ("num_bins", 2, 64),
+            ("bound", 1e-3, 1e3),
             ("bits", 1, 8),
         ):
             if not low <= getattr(self, name) <= high:
@@ -160,7 +172,7 @@ def build_glow(shape: Shape, config: GlowConfig, inputs: Bijection | None = None
         squeezed = (channels if last else 2 * channels, height, width)
         levels.append(Chain([Squeeze(), *_steps(config, squeezed)]))
         if not last:
-            splits.append(Split(_conditioner(config, (channels, height, width), 2 * channels)))
+            splits.append(Split(_conditioner(config, (channels, height, width), channels, 2 * channels)))
     return Glow(shape, inputs or Pixels(torch.full((2**config.bits,), 2.0**-config.bits)), levels, splits, latents)
 
 
@@ -192,26 +204,50 @@ def latent_shapes(shape: Shape, config: GlowConfig) -> list[ImageShape]:
 
 
 def _steps(config: GlowConfig, shape: ImageShape) -> list[Bijection]:
-    steps: list[Bijection] = []
+    """Steps of (actnorm, mixing, coupling) of one level."""
     channels = shape[0]
-    additive = config.coupling == "additive"
+    steps: list[Bijection] = []
     for step in range(config.num_steps):
-        # The two halves take turns; where every step is by channels, the mixing before it makes the new halves.
-        if config.partition == "alternating":
-            mask = (checkerboard_mask, channel_mask)[step % 2](shape, step // 2 % 2)
-        else:
-            mask = checkerboard_mask(shape, step % 2) if config.partition == "checkerboard" else channel_mask(shape)
-        net = _conditioner(config, shape, channels if additive else 2 * channels)
-        mixing = (
-            InvertibleConv1x1(channels)
-            if config.mixing == "conv1x1"
-            else Permutation([(c + (channels + 1) // 2) % channels for c in range(channels)])
-        )
-        steps += [ActNorm(channels), mixing, AffineCoupling(mask, net, config.max_log_scale, additive)]
+        steps += [ActNorm(channels), _mixing(config, channels), _coupling(config, shape, step)]
     return steps
 
 
-def _conditioner(config: GlowConfig, shape: ImageShape, out_channels: int) -> nn.Module:
-    if shape[1:] == (1, 1):
-        return ResidualMLP(shape[0], out_channels, config.width, config.num_blocks, config.dropout)
-    return ConvNet(shape[0], out_channels, shape[1:], config.width, config.num_blocks)
+def _mixing(config: GlowConfig, channels: int) -> ChannelAffine:
+    if config.mixing == "conv1x1":
+        return InvertibleConv1x1(channels)
+    return Permutation([(c + halves(channels)[0]) % channels for c in range(channels)])
+
+
+def _coupling(config: GlowConfig, shape: ImageShape, step: int) -> Coupling:
+    """Build the coupling of a step; the two halves take turns.
+
+    Where every coupling is by channels they need not: the mixing before each makes the new halves.
+    """
+    elementwise = _elementwise(config)
+    channels = shape[0]
+    by_pixels = config.partition == "checkerboard" or (config.partition == "alternating" and step % 2 == 0)
+    turn = step // 2 if config.partition == "alternating" else step
+    if by_pixels:
+        net = _conditioner(config, shape, channels, elementwise.num_params * channels)
+        return CheckerboardCoupling(shape, net, elementwise, turn % 2)
+    swap = config.partition == "alternating" and turn % 2 == 1
+    first, second = halves(channels)
+    copied, changed = (second, first) if swap else (first, second)
+    net = _conditioner(config, shape, copied, elementwise.num_params * changed)
+    return ChannelCoupling(channels, net, elementwise, swap)
+
+
+def _elementwise(config: GlowConfig) -> Elementwise:
+    if config.coupling == "additive":
+        return Shift()
+    if config.coupling == "spline":
+        return Spline(config.num_bins, config.bound)
+    return Affine(config.max_log_scale)
+
+
+def _conditioner(config: GlowConfig, shape: ImageShape, in_channels: int, out_channels: int) -> nn.Module:
+    size = shape[1:]
+    if size == (1, 1):
+        return ResidualMLP(in_channels, out_channels, config.width, config.num_blocks, config.dropout)
+    attention = config.attention and size[0] * size[1] <= MAX_ATTENTION_PIXELS
+    return ConvNet(in_channels, out_channels, size, config.width, config.num_blocks, attention)

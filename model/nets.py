@@ -70,23 +70,70 @@ class GatedResidualBlock(nn.Module):
         return x + F.glu(h, 1)
 
 
-class ConvNet(nn.Module):
-    """Gated residual convolutions with a learned bias per position: (B, C, H, W) -> (B, C', H, W), H and W fixed.
+class AttentionBlock(nn.Module):
+    """x + a * sigmoid(b), (a, b) = conv1x1(attention(x)): every pixel looks at every other. (B, C, H, W) -> the same.
+
+    softmax(q k^T / sqrt(C / heads)) v over the H*W pixels, so memory and time grow with (H*W)^2. Source: Vaswani et
+    al. 2017 (arXiv:1706.03762); in couplings Ho et al. 2019 (arXiv:1902.00275), section 3.3.
+    """
+
+    def __init__(self, width: int, num_heads: int = 4) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width must be a multiple of {num_heads} where there is attention, got {width}")
+        self.num_heads = num_heads
+        self.query_key_value = ActNormConv2d(width, 3 * width, 1)
+        self.gate = ActNormConv2d(width, 2 * width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, width, height, breadth = x.shape
+        heads = self.query_key_value(x).reshape(batch, 3, self.num_heads, width // self.num_heads, height * breadth)
+        query, key, value = heads.transpose(3, 4).unbind(1)
+        seen = F.scaled_dot_product_attention(query, key, value)
+        h = self.gate(seen.transpose(2, 3).reshape(batch, width, height, breadth))
+        return x + F.glu(h, 1)
+
+
+class ConvFeatures(nn.Module):
+    """Gated residual convolutions with a learned bias per position: (B, C, H, W) -> (B, width, H, W), H and W fixed.
 
     The position bias tells the network where in the image it is, which a convolution cannot know and the scale of a
     pixel depends on (a corner of a product photograph is background).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, size: tuple[int, int], width: int, num_blocks: int) -> None:
+    def __init__(self, in_channels: int, size: tuple[int, int], width: int, num_blocks: int, attention: bool) -> None:
         super().__init__()
         self.stem = ActNormConv2d(in_channels, width, 3)
         self.position = nn.Parameter(torch.zeros(width, *size))
-        self.blocks = nn.Sequential(*(GatedResidualBlock(width) for _ in range(num_blocks)))
+        blocks: list[nn.Module] = [GatedResidualBlock(width) for _ in range(num_blocks)]
+        self.blocks = nn.Sequential(*blocks, *([AttentionBlock(width)] if attention else []))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.blocks(self.stem(x) + self.position))
+
+
+class ConvNet(nn.Module):
+    """``ConvFeatures`` and a linear 3x3 head: (B, C, H, W) -> (B, C', H, W), of one size (H, W).
+
+    The features, where the work is, may be computed in a lower precision than the answer.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: tuple[int, int],
+        width: int,
+        num_blocks: int,
+        attention: bool = False,
+    ) -> None:
+        super().__init__()
+        self.features = ConvFeatures(in_channels, size, width, num_blocks, attention)
         self.head = zeros(nn.Conv2d(width, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.head(F.relu(self.blocks(self.stem(x) + self.position)))
-        return h
+        outputs: Tensor = self.head(self.features(x).to(x.dtype))
+        return outputs
 
 
 class ResidualMLP(nn.Module):

@@ -9,18 +9,21 @@ from torch import Tensor, nn
 
 from model.bijections import (
     ActNorm,
-    AffineCoupling,
+    Affine,
     Bijection,
     Chain,
     ChannelAffine,
+    ChannelCoupling,
+    CheckerboardCoupling,
+    Elementwise,
     InvertibleConv1x1,
     Permutation,
     Pixels,
+    Shift,
+    Spline,
     Split,
     Squeeze,
     Standardize,
-    channel_mask,
-    checkerboard_mask,
 )
 from model.nets import ConvNet, ResidualMLP
 
@@ -46,8 +49,20 @@ class SplitAsBijection(Bijection):
         return x, log_det
 
 
-def conv_net(out_channels: int) -> nn.Module:
-    return ConvNet(SHAPE[0], out_channels, SHAPE[1:], width=6, num_blocks=1)
+def by_channels(elementwise: Elementwise, swap: bool = False, attention: bool = False) -> ChannelCoupling:
+    net = ConvNet(2, 2 * elementwise.num_params, SHAPE[1:], 8, 1, attention)
+    return ChannelCoupling(4, net, elementwise, swap)
+
+
+def by_pixels(elementwise: Elementwise, parity: int = 0) -> CheckerboardCoupling:
+    net = ConvNet(4, 4 * elementwise.num_params, SHAPE[1:], 6, 1)
+    return CheckerboardCoupling(SHAPE, net, elementwise, parity)
+
+
+def of_vectors(elementwise: Elementwise, swap: bool = False) -> ChannelCoupling:
+    copied, changed = (2, 3) if swap else (3, 2)
+    net = ResidualMLP(copied, changed * elementwise.num_params, 8, 1, dropout=0.1)
+    return ChannelCoupling(5, net, elementwise, swap)
 
 
 def uneven_probabilities() -> Tensor:
@@ -59,12 +74,17 @@ BIJECTIONS: dict[str, tuple[Callable[[], Bijection], tuple[int, int, int]]] = {
     "actnorm": (lambda: ActNorm(4), SHAPE),
     "conv1x1": (lambda: InvertibleConv1x1(4), SHAPE),
     "permutation": (lambda: Permutation([2, 0, 3, 1]), SHAPE),
-    "coupling by channels": (lambda: AffineCoupling(channel_mask(SHAPE), conv_net(8)), SHAPE),
-    "coupling by the other channels": (lambda: AffineCoupling(channel_mask(SHAPE, 1), conv_net(8)), SHAPE),
-    "coupling by pixels": (lambda: AffineCoupling(checkerboard_mask(SHAPE), conv_net(8), 2.0), SHAPE),
-    "coupling by the other pixels": (lambda: AffineCoupling(checkerboard_mask(SHAPE, 1), conv_net(8)), SHAPE),
-    "additive coupling": (lambda: AffineCoupling(channel_mask(SHAPE), conv_net(4), additive=True), SHAPE),
-    "coupling of an odd vector": (lambda: AffineCoupling(channel_mask(VECTOR), ResidualMLP(5, 10, 8, 1)), VECTOR),
+    "coupling by channels": (lambda: by_channels(Affine()), SHAPE),
+    "coupling by the other channels": (lambda: by_channels(Affine(2.0), swap=True), SHAPE),
+    "coupling with attention": (lambda: by_channels(Affine(), attention=True), SHAPE),
+    "coupling by pixels": (lambda: by_pixels(Affine()), SHAPE),
+    "coupling by the other pixels": (lambda: by_pixels(Affine(), 1), SHAPE),
+    "additive coupling": (lambda: by_channels(Shift()), SHAPE),
+    "spline coupling": (lambda: by_channels(Spline(4, bound=2.0)), SHAPE),
+    "spline coupling by pixels": (lambda: by_pixels(Spline(3, bound=1.0)), SHAPE),
+    "coupling of an odd vector": (lambda: of_vectors(Affine()), VECTOR),
+    "coupling of an odd vector's other half": (lambda: of_vectors(Affine(), swap=True), VECTOR),
+    "spline coupling of a vector": (lambda: of_vectors(Spline(8, bound=3.0)), VECTOR),
     "squeeze": (Squeeze, SHAPE),
     "split": (lambda: SplitAsBijection(Split(ConvNet(2, 4, SHAPE[1:], 6, 1))), SHAPE),
     "pixels": (lambda: Pixels(uneven_probabilities()), SHAPE),
@@ -186,7 +206,7 @@ def test_log_det_of_a_1x1_convolution_is_pixels_times_that_of_its_matrix() -> No
 
 
 def test_log_det_of_a_chain_is_the_sum_over_its_layers() -> None:
-    layers: list[Bijection] = [ActNorm(4), InvertibleConv1x1(4), AffineCoupling(channel_mask(SHAPE), conv_net(8))]
+    layers: list[Bijection] = [ActNorm(4), InvertibleConv1x1(4), by_channels(Affine())]
     for layer in layers:
         for parameter in layer.parameters():
             parameter.data += 0.3 * torch.randn_like(parameter)
@@ -218,15 +238,70 @@ def test_actnorm_learns_nothing_from_a_forward_pass() -> None:
         assert torch.equal(value, before[name])
 
 
-def test_scale_of_a_coupling_is_bounded_whatever_its_network_answers() -> None:
-    class Huge(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return 1e6 * torch.ones(x.shape[0], 2 * x.shape[1], x.shape[2], x.shape[3])
+def test_scale_of_an_affine_map_is_bounded_whatever_its_parameters() -> None:
+    _, log_slopes = Affine(0.7)(torch.zeros(1, 2, 1, 1), torch.tensor([-1e6, 1e6, 0.0, 0.0])[None, :, None, None])
+    assert log_slopes.flatten().tolist() == pytest.approx([-0.7, 0.7])
 
-    log_scale, _ = AffineCoupling(channel_mask(SHAPE), Huge(), max_log_scale=0.7).scale_and_shift(
-        torch.zeros(1, *SHAPE)
-    )
-    assert log_scale.abs().max().item() == pytest.approx(0.7)
+
+@pytest.mark.parametrize("elementwise", [Shift(), Affine(), Spline()], ids=lambda case: type(case).__name__)
+def test_parameters_of_zero_are_the_identity(elementwise: Elementwise) -> None:
+    x = 3 * torch.randn(2, 3, 4, 4)
+    z, log_slopes = elementwise(x, torch.zeros(2, 3 * elementwise.num_params, 4, 4))
+    torch.testing.assert_close(z, x)
+    torch.testing.assert_close(log_slopes, torch.zeros_like(x), rtol=0, atol=1e-5)
+
+
+def spline_parameters(spline: Spline, num: int, size: float) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return size * torch.randn(num, spline.num_params, 1, 1, generator=generator)
+
+
+def test_spline_is_increasing_and_the_identity_beyond_its_bound() -> None:
+    spline = Spline(8, bound=2.0)
+    grid = torch.linspace(-3, 3, 2001)
+    z, _ = spline(grid[:, None, None, None], spline_parameters(spline, 1, 3.0).expand(len(grid), -1, 1, 1))
+    assert (z.flatten().diff() > 0).all()
+    outside = grid.abs() > 2
+    assert torch.equal(z.flatten()[outside], grid[outside])
+
+
+def test_spline_has_one_slope_on_both_sides_of_every_knot() -> None:
+    spline = Spline(4, bound=2.0).double()
+    params = spline_parameters(spline, 1, 2.0).double()
+    lefts, _ = spline.knots(params[:, :4].reshape(1, 4, 1, 1, 1))
+    knots = torch.cat([lefts.flatten(), torch.tensor([2.0])])
+    slopes = [
+        spline((knots + side)[:, None, None, None], params.expand(5, -1, 1, 1))[1].flatten() for side in (-1e-9, 1e-9)
+    ]
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=0, atol=1e-6)
+    assert slopes[0][[0, -1]].tolist() == pytest.approx([0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize(("size", "tolerance"), [(1.0, 5e-4), (1e4, 8.0)])
+def test_spline_in_single_precision_is_undone_and_finite_for_any_parameters(size: float, tolerance: float) -> None:
+    """Parameters of order one lose few digits; nothing overflows or leaves its interval however wild the network."""
+    spline = Spline(8)
+    params = spline_parameters(spline, 5000, size)
+    x = torch.cat([4 * torch.rand(4990) - 2, torch.tensor([-4.0, 4.0, -4.0001, 4.0001, 0, 1e30, -1e30, 1e-30, 3, -3])])
+    x = x[:, None, None, None]
+    z, log_slopes = spline(x, params)
+    again, inverse_log_slopes = spline.inverse(z, params)
+    assert torch.isfinite(log_slopes).all()
+    assert torch.isfinite(inverse_log_slopes).all()
+    assert ((again - x).abs() / x.abs().clamp_min(1)).max() < tolerance
+
+
+def test_gradients_of_a_spline_are_finite_inside_outside_and_on_its_knots() -> None:
+    spline = Spline(4, bound=1.0)
+    x = torch.tensor([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 1e20])[:, None, None, None].requires_grad_()
+    params = torch.zeros(8, spline.num_params, 1, 1, requires_grad=True)
+    z, log_slopes = spline(x, params)
+    x_again, _ = spline.inverse(x, params)
+    (z.sum() + log_slopes.sum() + x_again.sum()).backward()
+    assert x.grad is not None
+    assert params.grad is not None
+    assert torch.isfinite(x.grad).all()
+    assert torch.isfinite(params.grad).all()
 
 
 def test_pixels_decode_inside_their_range_whatever_the_latent() -> None:
@@ -246,8 +321,15 @@ def test_pixels_with_equal_probabilities_are_normal_quantiles_of_bin_centres() -
     ("build", "message"),
     [
         (lambda: Permutation([0, 0, 1]), "order must hold each of 0..2 once, got [0, 0, 1]"),
-        (lambda: AffineCoupling(torch.ones(SHAPE), nn.Identity()), "must copy a part of its input and change the rest"),
-        (lambda: AffineCoupling(channel_mask(SHAPE), nn.Identity(), 0.0), "max_log_scale must be > 0 nats, got 0.0"),
+        (
+            lambda: ChannelCoupling(1, nn.Identity(), Affine()),
+            "copy a part of its input and change the rest, got 1 cha",
+        ),
+        (lambda: CheckerboardCoupling((3, 1, 1), nn.Identity(), Affine()), "change the rest, got 1x1 pixels"),
+        (lambda: Affine(0.0), "max_log_scale must be > 0 nats, got 0.0"),
+        (lambda: Spline(1), "num_bins must lie in [2, 64], got 1"),
+        (lambda: Spline(4, bound=0.0), "bound must be > 0, got 0.0"),
+        (lambda: ConvNet(2, 2, (4, 4), width=6, num_blocks=1, attention=True), "width must be a multiple of 4"),
         (lambda: Standardize(torch.zeros(2), torch.tensor([1.0, 0.0])), "std must be positive and finite"),
         (lambda: Pixels(torch.tensor([1.5, -0.5])), "probabilities must be positive and sum to 1"),
     ],

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from model.bijections import ActNorm, AffineCoupling, Chain, InvertibleConv1x1, Permutation, Standardize
+from model.bijections import ActNorm, Chain, ChannelCoupling, Coupling, InvertibleConv1x1, Permutation, Standardize
 from model.glow import Glow, GlowConfig, _steps, build_glow, latent_shapes
 from model.likelihood import bits_per_dim, dequantize, standard_normal_log_prob
 
@@ -18,6 +18,8 @@ FLOWS = {
     "colour image by alternating halves": ((3, 4, 4), replace(SMALL, partition="alternating")),
     "colour image by pixels": ((3, 8, 4), replace(SMALL, num_levels=2, partition="checkerboard")),
     "additive with the channels rolled by hand": ((2, 4, 4), replace(SMALL, coupling="additive", mixing="roll")),
+    "spline image with attention": ((1, 8, 8), replace(SMALL, coupling="spline", num_bins=4, attention=True)),
+    "spline vector": ((5,), replace(SMALL, coupling="spline")),
     "two features": ((2,), SMALL),
     "odd vector": ((5,), SMALL),
 }
@@ -177,6 +179,26 @@ def test_a_configuration_that_cannot_be_built_is_named(name: str, value: float) 
         replace(SMALL, **{name: value})  # type: ignore[arg-type]
 
 
+def changed_by(coupling: Coupling, shape: tuple[int, int, int]) -> Tensor:
+    """Which entries a coupling changes, seen by making its network answer ones: (C, H, W)."""
+    coupling.net = Ones(coupling)
+    x = torch.rand(1, *shape)
+    return (coupling(x)[0] != x)[0]
+
+
+class Ones(nn.Module):
+    """A conditioner that answers 1 whatever it sees."""
+
+    def __init__(self, coupling: Coupling) -> None:
+        super().__init__()
+        self.num_params = coupling.elementwise.num_params
+        self.changed = coupling.sizes[0 if coupling.swap else 1] if isinstance(coupling, ChannelCoupling) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1] if self.changed is None else self.changed
+        return torch.ones(len(x), self.num_params * channels, *x.shape[2:])
+
+
 @pytest.mark.parametrize("partition", ["channel", "checkerboard", "alternating"])
 @pytest.mark.parametrize("channels", [3, 4])
 def test_rolling_by_hand_lets_every_dimension_change(partition: str, channels: int) -> None:
@@ -189,8 +211,8 @@ def test_rolling_by_hand_lets_every_dimension_change(partition: str, channels: i
     for step in _steps(config, shape):
         if isinstance(step, Permutation):
             order = order[step.order]
-        elif isinstance(step, AffineCoupling):
-            changed.view(-1)[order[step.mask == 0]] = 1
+        elif isinstance(step, Coupling):
+            changed.view(-1)[order[changed_by(step, shape)]] = 1
     assert changed.all()
 
 

@@ -3,25 +3,31 @@
 from model.bijections.actnorm import ActNorm
 from model.bijections.base import Bijection, Chain, ChannelAffine, log_normal, sum_per_input
 from model.bijections.conv1x1 import InvertibleConv1x1, Permutation
-from model.bijections.coupling import AffineCoupling, channel_mask, checkerboard_mask
+from model.bijections.coupling import ChannelCoupling, CheckerboardCoupling, Coupling, halves
+from model.bijections.elementwise import Affine, Elementwise, Shift, Spline
 from model.bijections.inputs import Pixels, Standardize
 from model.bijections.split import Split
 from model.bijections.squeeze import Squeeze
 
 __all__ = [
     "ActNorm",
-    "AffineCoupling",
+    "Affine",
     "Bijection",
     "Chain",
     "ChannelAffine",
+    "ChannelCoupling",
+    "CheckerboardCoupling",
+    "Coupling",
+    "Elementwise",
     "InvertibleConv1x1",
     "Permutation",
     "Pixels",
+    "Shift",
+    "Spline",
     "Split",
     "Squeeze",
     "Standardize",
-    "channel_mask",
-    "checkerboard_mask",
+    "halves",
     "log_normal",
     "sum_per_input",
 ]
