@@ -32,7 +32,6 @@ from model.nets import ConvNet, ResidualMLP
 
 Shape = tuple[int, ...]  # of one input: (C, H, W) of images, (D,) of vectors
 ImageShape = tuple[int, int, int]
-MAX_ATTENTION_PIXELS = 16 * 16  # attention costs (H * W)^2
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class GlowConfig:
     width: int = 64  # hidden channels of the conditioners
     num_blocks: int = 1  # residual blocks of a conditioner
     dropout: float = 0.0  # in the conditioners of vectors
-    attention: bool = False  # one attention block in the conditioners of images of at most 16x16 (behind the squeeze)
+    attention: int = 0  # images: largest side, behind the squeeze, at which a conditioner has an attention block
     partition: Literal["channel", "checkerboard", "alternating"] = "channel"
     mixing: Literal["conv1x1", "roll"] = "conv1x1"  # learned, or by hand: rolled so that every channel changes
     coupling: Literal["affine", "additive", "spline"] = "affine"
@@ -63,6 +62,7 @@ class GlowConfig:
             ("width", 1, 8192),
             ("num_blocks", 0, 1024),
             ("dropout", 0, 0.95),
+            ("attention", 0, 16),
             ("max_log_scale", 1e-3, 10),
             ("num_bins", 2, 64),
             ("bound", 1e-3, 1e3),
@@ -249,5 +249,5 @@ def _conditioner(config: GlowConfig, shape: ImageShape, in_channels: int, out_ch
     size = shape[1:]
     if size == (1, 1):
         return ResidualMLP(in_channels, out_channels, config.width, config.num_blocks, config.dropout)
-    attention = config.attention and size[0] * size[1] <= MAX_ATTENTION_PIXELS
+    attention = max(size) <= config.attention
     return ConvNet(in_channels, out_channels, size, config.width, config.num_blocks, attention)

@@ -297,6 +297,6 @@ def test_what_cannot_be_folded_is_named() -> None:
     flow.top.steps.append(Squeeze())  # type: ignore[operator, union-attr]
     with pytest.raises(ValueError, match="cannot fold a Squeeze"):
         fold(flow)
-    flow.top = Chain([Squeeze(), flow.top.steps[3]])  # type: ignore[union-attr, index, list-item]
+    flow.top = Chain([Squeeze(), flow.top.steps[3]])  # type: ignore[index, list-item]
     with pytest.raises(ValueError, match="a coupling must follow an affine map"):
         fold(flow)

@@ -18,7 +18,7 @@ FLOWS = {
     "colour image by alternating halves": ((3, 4, 4), replace(SMALL, partition="alternating")),
     "colour image by pixels": ((3, 8, 4), replace(SMALL, num_levels=2, partition="checkerboard")),
     "additive with the channels rolled by hand": ((2, 4, 4), replace(SMALL, coupling="additive", mixing="roll")),
-    "spline image with attention": ((1, 8, 8), replace(SMALL, coupling="spline", num_bins=4, attention=True)),
+    "spline image with attention": ((1, 8, 8), replace(SMALL, coupling="spline", num_bins=4, attention=4)),
     "spline vector": ((5,), replace(SMALL, coupling="spline")),
     "two features": ((2,), SMALL),
     "odd vector": ((5,), SMALL),
@@ -183,7 +183,8 @@ def changed_by(coupling: Coupling, shape: tuple[int, int, int]) -> Tensor:
     """Which entries a coupling changes, seen by making its network answer ones: (C, H, W)."""
     coupling.net = Ones(coupling)
     x = torch.rand(1, *shape)
-    return (coupling(x)[0] != x)[0]
+    changed: Tensor = coupling(x)[0] != x
+    return changed[0]
 
 
 class Ones(nn.Module):

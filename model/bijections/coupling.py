@@ -55,7 +55,7 @@ class ChannelCoupling(Coupling):
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Part x into what is copied and what is changed."""
-        first, second = x.split(self.sizes, 1)
+        first, second = torch.split(x, self.sizes, 1)
         return (second, first) if self.swap else (first, second)
 
     def join(self, copied: Tensor, changed: Tensor) -> Tensor:

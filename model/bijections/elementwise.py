@@ -113,7 +113,7 @@ class Spline(Elementwise):
         """Bring the parameters to (B, K, C, H, W): raw widths, raw heights and K + 1 slopes."""
         batch, channels, height, width = x.shape
         raw = params.reshape(batch, self.num_params, channels, height, width)
-        widths, heights, inner = raw.split([self.num_bins, self.num_bins, self.num_bins - 1], 1)
+        widths, heights, inner = torch.split(raw, [self.num_bins, self.num_bins, self.num_bins - 1], 1)
         slopes = self.min_slope + F.softplus(inner + self.unit_slope)
         return widths, heights, F.pad(slopes, [0, 0, 0, 0, 0, 0, 1, 1], value=1.0)
 
