@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,14 +13,15 @@ from tqdm import tqdm
 from model.cli import Parser, run_command
 from model.columns import add_column_noise, unit_of
 from model.data import DataError, Dataset, load
-from model.likelihood import bits_per_dim, dequantize
+from model.glow import Glow
+from model.likelihood import dequantize, mean_likelihood
 from service.artifact import Artifact, Column, Manifest, TestResult, open_artifact
 
 BATCH = 256
 NOISE_SEED = 0
 
 
-def log_prob(module: torch.jit.ScriptModule, x: Tensor) -> Tensor:
+def log_prob(module: torch.jit.ScriptModule | Glow, x: Tensor) -> Tensor:
     """Log-likelihoods of any number of rows, in batches: (N, *shape) -> (N,) nats."""
     with torch.inference_mode():
         return torch.cat([module.log_prob(batch) for batch in _batches(x, "scoring")])
@@ -37,20 +37,26 @@ def as_inputs(data: Dataset) -> Tensor:
     return torch.from_numpy(data.x).float() if data.kind == "image" else torch.from_numpy(data.x)
 
 
+def noisy(data: Dataset, columns: list[Column], smoothing: float = 0.0) -> Tensor:
+    """Rows as their published likelihood is measured: images and integer columns under uniform noise, always the same.
+
+    ``smoothing`` is that of training, in standard deviations of a column; none where a likelihood is measured.
+    """
+    generator = torch.Generator().manual_seed(NOISE_SEED)
+    if data.kind == "image":
+        return dequantize(as_inputs(data), generator)
+    return add_column_noise(as_inputs(data), columns, smoothing, generator)
+
+
 def likelihood(module: torch.jit.ScriptModule, data: Dataset, columns: list[Column]) -> TestResult:
     """Mean likelihood of data in its published form, and its standard error over the rows.
 
     Images: bits per dimension under uniform dequantization noise, a lower bound of the probability of the integers.
     Vectors: nats; integer columns carry uniform noise, as in training.
     """
-    generator = torch.Generator().manual_seed(NOISE_SEED)
-    x = as_inputs(data)
-    root = math.sqrt(len(x))
-    if data.kind == "image":
-        bits = bits_per_dim(log_prob(module, dequantize(x, generator)), math.prod(data.shape))
-        return TestResult(bits_per_dim=bits.mean().item(), standard_error=bits.std().item() / root, rows=len(x))
-    nats = log_prob(module, add_column_noise(x, columns, 0.0, generator))
-    return TestResult(nats=nats.mean().item(), standard_error=nats.std().item() / root, rows=len(x))
+    mean = mean_likelihood(log_prob(module, noisy(data, columns)), data.shape)
+    bits, nats = (mean.value, None) if mean.unit == "bits/dim" else (None, mean.value)
+    return TestResult(bits_per_dim=bits, nats=nats, standard_error=mean.standard_error, rows=mean.rows)
 
 
 def round_trip_error(module: torch.jit.ScriptModule, x: Tensor, columns: list[Column]) -> float:

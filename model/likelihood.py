@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,3 +29,26 @@ def dequantize(x: Tensor, generator: torch.Generator) -> Tensor:
     Theis et al. 2016 (arXiv:1511.01844), section 3.1.
     """
     return x + torch.rand(x.shape, generator=generator, dtype=x.dtype) - 0.5
+
+
+@dataclass(frozen=True)
+class MeanLikelihood:
+    """Likelihood of rows as it is published: bits per dimension of images, mean log-likelihood in nats of vectors."""
+
+    value: float
+    standard_error: float  # over the rows; NaN of a single one
+    unit: Literal["bits/dim", "nats"]
+    rows: int
+
+    @property
+    def figure(self) -> str:
+        """The result with its error and its unit."""
+        return f"{self.value:.3f} +- {self.standard_error:.3f} {self.unit}"
+
+
+def mean_likelihood(log_prob: Tensor, shape: tuple[int, ...]) -> MeanLikelihood:
+    """Publish the log-likelihoods (N,), nats, of rows of one shape: (C, H, W) of images, (D,) of vectors."""
+    image = len(shape) == 3
+    values = bits_per_dim(log_prob, math.prod(shape)) if image else log_prob
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return MeanLikelihood(values.mean().item(), error, "bits/dim" if image else "nats", len(values))
