@@ -6,9 +6,7 @@ takes exactly the steps that an uninterrupted one would have taken.
 
 from __future__ import annotations
 
-import json
 import math
-import platform
 import signal
 import time
 from collections.abc import Callable
@@ -22,9 +20,9 @@ from model.checkpoint import load_checkpoint, save_checkpoint
 from model.cli import Parser, run_command
 from model.distributed import Processes
 from model.plots import save_curves, save_sample_grid
-from model.recipe import Recipe, RecipeError, Splits, load_splits, read_recipe
+from model.recipe import Recipe, RecipeError, load_splits, read_recipe
+from model.report import write_report
 from model.trainer import EVALUATION_SEED, Trainer, generator_of
-from service.artifact import write_whole
 
 NUM_GRID_SAMPLES = 64
 
@@ -111,36 +109,6 @@ class _StopOnSignal:
 
     def __exit__(self, *_: object) -> None:
         self._restore()
-
-
-def write_report(trainer: Trainer, splits: Splits, out: Path) -> None:
-    """Write ``report.json``: what was trained, on what, for how long, and how well it fits."""
-    report = {
-        "recipe": trainer.recipe.model_dump(),
-        "unit": trainer.unit,
-        "validation": _finite(trainer.best),
-        "rows": {
-            "fit": len(splits.fit.x),
-            "validation": len(splits.validation.x),
-            "calibration": len(splits.calibration.x),
-        },
-        "data_digest": trainer.data_digest,
-        "columns": [column.model_dump() for column in trainer.columns],
-        "num_parameters": sum(parameter.numel() for parameter in trainer.flow.parameters()),
-        "steps": trainer.step,
-        "seconds": round(trainer.seconds, 1),
-        "skipped_steps": sum(entry["skipped"] for entry in trainer.history),
-        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "torch_version": torch.__version__,
-        "history": [{name: _finite(value) for name, value in entry.items()} for entry in trainer.history],
-    }
-    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    write_whole(out / "report.json", lambda partial: partial.write_text(text))
-
-
-def _finite(value: float) -> float | None:
-    """A figure as JSON can hold it."""
-    return value if math.isfinite(value) else None
 
 
 def main(argv: list[str]) -> None:

@@ -19,7 +19,8 @@ from model.cli import run_command
 from model.columns import add_column_noise, describe_columns
 from model.data import Dataset
 from model.recipe import RecipeError, TrainingRecipe, parse_recipe, read_recipe
-from model.train import main, train, write_report
+from model.report import write_report
+from model.train import main, train
 from model.trainer import Trainer, learning_rate
 from tests.conftest import tiny_images, tiny_recipe, tiny_table
 
@@ -116,7 +117,8 @@ def test_the_command_writes_checkpoints_pictures_and_a_report_and_resumes(tmp_pa
     first = command(DIGITS, *QUICK, "--set=training.evaluate_every=3", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     out = tmp_path / "runs" / "digits"
-    assert {path.name for path in out.iterdir()} == {"last.pt", "best.pt", "curves.png", "samples.png", "report.json"}
+    checkpoints, pictures = {"last.pt", "best.pt"}, {"curves.png", "samples.png", "temperatures.png", "latents.png"}
+    assert {path.name for path in out.iterdir()} == {*checkpoints, *pictures, "report.json", "report.md"}
     report = json.loads((out / "report.json").read_text())
     assert report["steps"] == 6
     assert [entry["step"] for entry in report["history"]] == [3, 6]
