@@ -69,6 +69,7 @@ def density_floors(fit: Array, validation: Array, held_out: Array) -> list[Floor
     mean, std = fit.mean(0), fit.std(0)
     std[std == 0] = 1
     fit, validation, held_out = ((rows - mean) / std for rows in (fit, validation, held_out))
+    words = {"full": "full", "diag": "diagonal"}
     covariance = "full" if fit.shape[1] <= FULL_COVARIANCE_DIMS else "diag"
     gaussian = _likeliest(fit, validation, [(1, "full", ridge) for ridge in RIDGES])
     ridge = gaussian.reg_covar if gaussian and covariance == "full" else RIDGES[0]
@@ -81,7 +82,7 @@ def density_floors(fit: Array, validation: Array, held_out: Array) -> list[Floor
         )
         for name, what, density in (
             ("gaussian", "one Gaussian of full covariance", gaussian),
-            ("mixture", f"a mixture of {{0.n_components}} Gaussians of {covariance} covariance", mixture),
+            ("mixture", f"a mixture of {{0.n_components}} Gaussians of {words[covariance]} covariance", mixture),
         )
         if density is not None
     ]
