@@ -1,8 +1,8 @@
 """What a conditioner costs where it will be served: ``python benchmarks/conditioners.py``.
 
 Folds and scripts one conditioner of each width, as an artifact holds it, and measures on this machine, interleaved over
-rounds, its GFLOP/s and microseconds an input (medians) at a large batch and at batch 1. Choose a recipe's width from this
-table before training anything long: a narrow network leaves the machine idle, a wide one costs more than it scores.
+rounds, its GFLOP/s and microseconds an input (medians) at a large batch and at batch 1. Choose a recipe's width from
+this table before training anything long: a narrow network leaves the machine idle, a wide one costs more than it gains.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +41,10 @@ def cases(widths: list[int]) -> list[Case]:
     for width in widths:
         for channels, side in ((2, 14), (4, 7)):
             for attention in (False, True):
-                found.append(
-                    Case(
-                        f"{channels}x{side}x{side}, width {width}{', attention' if attention else ''}",
-                        lambda c=channels, s=side, w=width, a=attention: ConvNet(c, 2 * c, (s, s), w, 1, a),
-                        (channels, side, side),
-                    )
-                )
-        found.append(Case(f"15 features, width {width}", lambda w=width: ResidualMLP(15, 30, w, 1), (15, 1, 1)))
+                build = partial(ConvNet, channels, 2 * channels, (side, side), width, 1, attention)
+                name = f"{channels}x{side}x{side}, width {width}{', attention' if attention else ''}"
+                found.append(Case(name, build, (channels, side, side)))
+        found.append(Case(f"15 features, width {width}", partial(ResidualMLP, 15, 30, width, 1), (15, 1, 1)))
     return found
 
 

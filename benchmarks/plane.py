@@ -1,8 +1,7 @@
 """Divergence of trained flows from densities of the plane that are known: ``python benchmarks/plane.py``.
 
 For each density, draws 200,000 points, trains the recipe ``model/recipes/plane.toml`` on them and estimates
-KL(p || q) = E_p[log p(x) - log q(x)] over 100,000 further draws, with its standard error, nats. ``--only NAME`` takes one
-density, ``--out FOLDER`` keeps the runs, ``--set`` changes the recipe.
+KL(p || q) = E_p[log p(x) - log q(x)] over 100,000 further draws, with its standard error, nats.
 """
 
 from __future__ import annotations
@@ -132,7 +131,7 @@ def divergence(name: str, folder: Path, changes: list[str]) -> tuple[float, floa
     flow = load_checkpoint(folder / name / "best.pt").averaged_flow()
     x = density.sample(np.random.default_rng(1), TEST_DRAWS)
     with torch.inference_mode():
-        log_q = torch.cat([flow.log_prob(part) for part in torch.from_numpy(x).split(10_000)]).numpy()
+        log_q = torch.cat([flow.log_prob(part) for part in torch.split(torch.from_numpy(x), 10_000)]).numpy()
     gaps = density.log_prob(x) - log_q
     return float(gaps.mean()), float(gaps.std() / math.sqrt(len(gaps))), trainer.seconds
 

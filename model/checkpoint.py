@@ -12,7 +12,7 @@ from model.glow import Glow, Shape, build_glow
 from model.recipe import Recipe, parse_recipe
 from service.artifact import Column, write_whole
 
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(ValueError):
@@ -34,6 +34,8 @@ class Checkpoint:
     optimizer: dict[str, Any]
     history: list[dict[str, float]]
     best: float  # lowest validation loss so far
+    recent: list[float]  # losses of the last steps, by which divergence is told
+    rollbacks: int  # times that the run went back to an earlier checkpoint
 
     def averaged_flow(self) -> Glow:
         """Build the flow with the averaged weights, which are the ones to evaluate and export."""

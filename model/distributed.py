@@ -10,7 +10,7 @@ import os
 import sys
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 
 class Processes:
@@ -40,6 +40,12 @@ class Processes:
         flat /= self.size
         for tensor, mean in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
+
+    def broadcast(self, module: nn.Module) -> None:
+        """Give every process the leading one's parameters and buffers."""
+        if self.size > 1:
+            for value in module.state_dict().values():
+                distributed.broadcast(value, src=0)
 
     def finish(self, code: int) -> None:
         """End a process of several with an exit code, once all have come this far; alone, raise SystemExit if not 0.

@@ -33,10 +33,9 @@ def save_curves(history: list[dict[str, float]], unit: str, path: Path) -> None:
     _save(figure, path)
 
 
-def save_sample_grid(images: Array, max_value: float, path: Path) -> None:
-    """Tile images (N, C, H, W) of 0..max_value into a square grid."""
-    grid = _tile(images, max_value)
-    write_whole(path, lambda partial: Image.fromarray(grid).save(partial, format="PNG"))
+def save_picture(pixels: Array, path: Path) -> None:
+    """Save (H, W) or (H, W, C) uint8."""
+    write_whole(path, lambda partial: Image.fromarray(pixels).save(partial, format="PNG"))
 
 
 def save_temperatures(images: dict[float, Array], max_value: float, path: Path) -> None:
@@ -46,14 +45,14 @@ def save_temperatures(images: dict[float, Array], max_value: float, path: Path) 
     panels = figure.subplots(1, len(images), squeeze=False).flat
     for axes, (temperature, samples) in zip(panels, images.items(), strict=True):
         framed = np.pad(samples, frame, constant_values=max_value)
-        axes.imshow(_tile(framed, max_value), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.imshow(sample_grid(framed, max_value), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(f"temperature {temperature}")
         axes.set_axis_off()
     _save(figure, path)
 
 
-def _tile(images: Array, max_value: float) -> Array:
-    """Square grid of images (N, C, H, W): (side*H, side*W) uint8 of grey ones, (side*H, side*W, C) of others."""
+def sample_grid(images: Array, max_value: float) -> Array:
+    """Tile images (N, C, H, W) of 0..max_value into a square, uint8: (side*H, side*W), with a last axis C in colour."""
     side = math.isqrt(len(images))
     num_channels, height, width = images.shape[1:]
     pixels = (np.clip(images[: side * side] * (255 / max_value), 0, 255)).round().astype(np.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -47,6 +47,8 @@ class TrainingRecipe(_Table):
     max_grad_norm: float = Field(2.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)  # of the averaged weights, which are what is validated and exported
     noise: float = Field(0.0, ge=0)  # vectors: std of Gaussian smoothing noise, in standard deviations of a column
+    precision: Literal["float32", "bfloat16"] = "float32"  # images: of the conditioners' features, in training alone
+    patience: int = Field(0, ge=0)  # evaluations without a better one that end the run; 0: never (for small tables)
     evaluate_every: int = Field(500, ge=1)  # steps
     checkpoint_every: int = Field(500, ge=1)  # steps
     seed: int = Field(0, ge=0, lt=2**31)

@@ -109,6 +109,7 @@ def _facts(trainer: Trainer, splits: Splits) -> dict[str, Any]:
         "num_parameters": sum(parameter.numel() for parameter in trainer.flow.parameters()),
         "seed": trainer.recipe.training.seed,
         "steps": trainer.step,
+        "rollbacks": trainer.rollbacks,
         "skipped_steps": int(sum(entry["skipped"] for entry in trainer.history)),
         "seconds": round(trainer.seconds, 1),
         "rows_per_s": round(trainer.step * trainer.recipe.training.batch_size / max(trainer.seconds, 1e-9), 1),
@@ -155,7 +156,7 @@ def _markdown(report: dict[str, Any], pictures: list[str]) -> str:
     run = {
         name.replace("_", " "): report[name]
         for name in (
-            *("steps", "best_step", "skipped_steps", "seconds", "rows_per_s", "num_parameters", "seed"),
+            *("steps", "best_step", "skipped_steps", "rollbacks", "seconds", "rows_per_s", "num_parameters", "seed"),
             *("rows", "hardware", "torch_version", "data_digest"),
         )
     }

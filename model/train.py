@@ -6,10 +6,13 @@ takes exactly the steps that an uninterrupted one would have taken.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -19,7 +22,9 @@ from tqdm import tqdm
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.cli import Parser, run_command
 from model.distributed import Processes
-from model.plots import save_curves, save_sample_grid
+from model.divergence import DivergedError
+from model.event_log import EventLog
+from model.plots import sample_grid, save_curves, save_picture
 from model.recipe import Recipe, RecipeError, load_splits, read_recipe
 from model.report import write_report
 from model.trainer import EVALUATION_SEED, Trainer, generator_of
@@ -28,9 +33,11 @@ NUM_GRID_SAMPLES = 64
 
 
 def train(trainer: Trainer, out: Path, progress: bool = True) -> bool:
-    """Run to the recipe's last step, or to the first SIGINT or SIGTERM; leave ``last.pt`` and ``best.pt`` in ``out``.
+    """Run to the recipe's last step, out of patience, or to the first SIGINT or SIGTERM.
 
-    Returns whether the run is complete. A signal lets the current step finish, so a checkpoint is never torn.
+    Leaves ``last.pt`` and ``best.pt`` in ``out`` and returns whether the run is complete. A signal lets the current
+    step finish, so a checkpoint is never torn. A run that diverges goes back to its last checkpoint and says so; raises
+    DivergedError where that does not help.
     """
     training, leads = trainer.recipe.training, trainer.processes.leads
     out.mkdir(parents=True, exist_ok=True)
@@ -38,57 +45,81 @@ def train(trainer: Trainer, out: Path, progress: bool = True) -> bool:
     started = time.monotonic() - trainer.seconds
     stopping = False
     quiet = not (leads and progress)
+    log = EventLog(out / "tensorboard", trainer.step) if leads else None
     with (
         _StopOnSignal() as stop,
         tqdm(total=training.steps, initial=trainer.step, unit="step", disable=quiet or None) as bar,
     ):
-        while trainer.step < training.steps and not stopping:
+        while not (trainer.complete or stopping):
             figures, stopping = trainer.train_step(stop.requested)
             recent.append(figures)
             bar.update()
             trainer.seconds = time.monotonic() - started
-            if trainer.step % training.evaluate_every == 0 or trainer.step == training.steps:
-                message = _evaluate(trainer, recent, out)
+            diverged = trainer.watch.observe(figures["loss"], figures["skipped"] > 0)
+            if not diverged and (trainer.step % training.evaluate_every == 0 or trainer.step == training.steps):
+                diverged = _evaluate(trainer, recent, out, log)
                 recent = []
+                message = _message(trainer)
                 bar.set_postfix_str(message)
                 if bar.disable and not quiet:
                     print(f"step {trainer.step}/{training.steps}: {message}", flush=True)
                 trainer.seconds = time.monotonic() - started
             elif trainer.step % 20 == 0:
                 bar.set_postfix_str(f"loss {figures['loss']:.3f} {trainer.unit}, {_rows_per_s(trainer):.0f} rows/s")
-            if leads and trainer.step % training.checkpoint_every == 0:
-                save_checkpoint(trainer.checkpoint(), out / "last.pt")
-    if leads:
-        save_checkpoint(trainer.checkpoint(), out / "last.pt")
-        if not (out / "best.pt").exists():
-            save_checkpoint(trainer.checkpoint(), out / "best.pt")
-    return trainer.step == training.steps
+            if diverged:
+                step = trainer.step
+                trainer.roll_back(diverged)
+                recent, stopping = [], False
+                bar.update(trainer.step - step)
+                if log:
+                    log.rewind(trainer.step)
+                if not quiet:
+                    bar.write(f"step {step}: {diverged}; going back to step {trainer.step}, learning rate halved")
+            elif trainer.step % training.checkpoint_every == 0 or trainer.complete or stopping:
+                sound = trainer.mark_sound()
+                if leads:
+                    save_checkpoint(sound, out / "last.pt")
+    if log:
+        log.close()
+    if leads and not (out / "best.pt").exists():
+        save_checkpoint(trainer.checkpoint(), out / "best.pt")
+    return trainer.complete
 
 
 def _rows_per_s(trainer: Trainer) -> float:
     return trainer.step * trainer.recipe.training.batch_size / trainer.seconds
 
 
-def _evaluate(trainer: Trainer, recent: list[dict[str, float]], out: Path) -> str:
-    """Measure the averaged flow, keep it if it is the best, draw the pictures; returns a line for the log."""
+def _evaluate(trainer: Trainer, recent: list[dict[str, float]], out: Path, log: EventLog | None) -> str | None:
+    """Measure the averaged flow, keep it if it is the best, draw and log; returns what diverged, if anything."""
     taken = [step for step in recent if not step["skipped"]] or recent
     mean = {name: sum(step[name] for step in taken) / len(taken) for name in taken[0]}
     mean["skipped"] = sum(step["skipped"] for step in recent)
-    validation = trainer.evaluate()
-    trainer.history.append({"step": trainer.step, **mean, "validation": validation, "rows_per_s": _rows_per_s(trainer)})
-    improved = validation < trainer.best  # never where it is not a number
+    mean |= {"validation": trainer.evaluate(), "rows_per_s": _rows_per_s(trainer), "rollbacks": trainer.rollbacks}
+    trainer.history.append({"step": trainer.step, **mean})
+    improved = mean["validation"] < trainer.best  # never where it is not a number
     if improved:
-        trainer.best = validation
-    if trainer.processes.leads:
+        trainer.best = mean["validation"]
+    if log:
         if improved:
             save_checkpoint(trainer.checkpoint(), out / "best.pt")
         save_curves(trainer.history, trainer.unit, out / "curves.png")
+        log.scalars(mean, trainer.step)
         if trainer.kind == "image":
             z = torch.randn(NUM_GRID_SAMPLES, math.prod(trainer.shape), generator=generator_of(EVALUATION_SEED, 2**20))
             with torch.no_grad():
                 samples, _ = trainer.averaged_flow().inverse(z * trainer.recipe.artifact.temperature)
-            save_sample_grid(samples.numpy(), 2**trainer.recipe.model.bits - 1, out / "samples.png")
-    return f"loss {mean['loss']:.3f} validation {validation:.3f} {trainer.unit}, {_rows_per_s(trainer):.0f} rows/s"
+            grid = sample_grid(samples.numpy(), 2**trainer.recipe.model.bits - 1)
+            save_picture(grid, out / "samples.png")
+            log.picture("samples", grid, trainer.step)
+    return None if math.isfinite(mean["validation"]) else f"the validation loss is {mean['validation']}"
+
+
+def _message(trainer: Trainer) -> str:
+    """The last evaluation, as a line of the log."""
+    last = trainer.history[-1]
+    figures = f"loss {last['loss']:.3f} validation {last['validation']:.3f} {trainer.unit}"
+    return f"{figures}, {last['rows_per_s']:.0f} rows/s"
 
 
 class _StopOnSignal:
@@ -135,12 +166,32 @@ def main(argv: list[str]) -> None:
     processes = Processes()
     checkpoint = load_checkpoint(last) if args.resume else None
     trainer = _build(lambda: Trainer(recipe, splits, checkpoint, processes), recipe)
-    complete = train(trainer, out)
+    keep_freed_memory()
+    try:
+        complete = train(trainer, out)
+    except DivergedError as error:
+        if processes.leads:
+            save_checkpoint(trainer.sound, last)
+            print(f"error: {error}", file=sys.stderr)
+        processes.finish(1)
     if processes.leads:
         write_report(trainer, splits, out)
-        outcome = "finished" if complete else "stopped"
+        early = complete and trainer.step < recipe.training.steps
+        outcome = "stopped early" if early else "finished" if complete else "stopped"
         print(f"{outcome} at step {trainer.step}: best validation {trainer.best:.4f} {trainer.unit}, {out}/best.pt")
     processes.finish(0 if complete else 130)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what tensors of a step free for those of the next, where it is glibc.
+
+    By default it returns large blocks to the system and gets them back page by page: a third of a step's time.
+    """
+    trim_threshold, mmap_threshold = -1, -3
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(mmap_threshold, 2**25)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def _build(build: Callable[[], Trainer], recipe: Recipe) -> Trainer:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,13 +15,16 @@ from model.checkpoint import Checkpoint
 from model.columns import add_column_noise, describe_columns, standardizer
 from model.data import Kind
 from model.distributed import Processes
+from model.divergence import DivergedError, Watch
 from model.glow import Glow, build_glow
 from model.likelihood import bits_per_dim, dequantize, standard_normal_log_prob
+from model.nets import ConvNet
 from model.recipe import Recipe, RecipeError, Splits, TrainingRecipe
 from service.artifact import Column
 
 INITIALIZATION_ROWS = 1024
 EVALUATION_BATCH = 256
+MAX_ROLLBACKS = 5
 EVALUATION_SEED = 2**32  # outside the range of recipe seeds and of shuffles: the same noise at every evaluation
 
 
@@ -54,9 +59,13 @@ class Trainer:
         if self.kind == "image":  # oneDNN convolves this layout 1.1 to 1.3 times as fast
             self.flow = self.flow.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if checkpoint is None:
-            self.flow.initialize(self.noisy(self.fit[:INITIALIZATION_ROWS], generator_of(training.seed, 0)))
+            if self.processes.leads:
+                self.flow.initialize(self.noisy(self.fit[:INITIALIZATION_ROWS], generator_of(training.seed, 0)))
+            self.processes.broadcast(self.flow)
         average = get_ema_multi_avg_fn(training.ema_decay)  # type: ignore[no-untyped-call]
         self.averaged = AveragedModel(self.flow, multi_avg_fn=average)
+        if training.precision == "bfloat16":
+            lower_precision(self.flow)
         self.optimizer = torch.optim.AdamW(
             self.flow.parameters(),
             lr=training.learning_rate,
@@ -64,17 +73,26 @@ class Trainer:
             weight_decay=training.weight_decay,
             fused=True,
         )
-        self.step, self.seconds, self.best = 0, 0.0, math.inf
+        self.step, self.seconds, self.best, self.rollbacks = 0, 0.0, math.inf, 0
         self.history: list[dict[str, float]] = []
+        self.watch = Watch(self._margin)
         if checkpoint is not None:
+            self._check_resumable(checkpoint)
             self._restore(checkpoint)
+        self.mark_sound()
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    @property
+    def _margin(self) -> float:
+        """One nat per dimension, in the unit of the loss: a rise that no learning rate makes by itself."""
+        return 1 / math.log(2) if self.kind == "image" else float(math.prod(self.shape))
+
+    def _check_resumable(self, checkpoint: Checkpoint) -> None:
+        """Raise RecipeError where a run cannot go on from a checkpoint."""
         if checkpoint.data_digest != self.data_digest:
             raise RecipeError("--resume: the data differ from those the checkpoint was trained on")
         if (checkpoint.recipe.model, checkpoint.recipe.data) != (self.recipe.model, self.recipe.data):
             raise RecipeError("--resume: the recipe's [model] and [data] must be those of the checkpoint")
-        may_change = {"steps", "evaluate_every", "checkpoint_every"}
+        may_change = {"steps", "evaluate_every", "checkpoint_every", "patience"}
         for name, value in checkpoint.recipe.training.model_dump(exclude=may_change).items():
             if getattr(self.recipe.training, name) != value:
                 raise RecipeError(f"--resume: training.{name} must be that of the checkpoint, {value}")
@@ -82,11 +100,14 @@ class Trainer:
             raise RecipeError(
                 f"--resume: training.steps is {self.recipe.training.steps}, but {checkpoint.step} are already done"
             )
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
         self.flow.load_state_dict(checkpoint.flow)
         self.averaged.load_state_dict(checkpoint.averaged)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.step, self.seconds, self.best = checkpoint.step, checkpoint.seconds, checkpoint.best
-        self.history = checkpoint.history
+        self.history, self.rollbacks = list(checkpoint.history), checkpoint.rollbacks
+        self.watch = Watch(self._margin, checkpoint.recent)
 
     def checkpoint(self) -> Checkpoint:
         """Return the state of the run."""
@@ -100,8 +121,33 @@ class Trainer:
             flow=self.flow.state_dict(),
             averaged=self.averaged.state_dict(),
             optimizer=self.optimizer.state_dict(),
-            history=self.history,
+            history=list(self.history),
             best=self.best,
+            recent=self.watch.recent,
+            rollbacks=self.rollbacks,
+        )
+
+    def mark_sound(self) -> Checkpoint:
+        """Remember this state as the one to go back to; returns its checkpoint, which later steps do not touch.
+
+        Every process remembers its own, so that none has to see another's files.
+        """
+        self.sound = copy.deepcopy(self.checkpoint())
+        self.watch = Watch(self._margin, self.sound.recent)
+        return self.sound
+
+    def roll_back(self, reason: str) -> None:
+        """Go back to the last sound state, halve the learning rate and draw other batches and noise from there on.
+
+        Raises DivergedError after ``MAX_ROLLBACKS`` times.
+        """
+        if self.rollbacks == MAX_ROLLBACKS:
+            raise DivergedError(
+                f"step {self.step}: {reason}, and the run has gone back {MAX_ROLLBACKS} times already; "
+                f"the last sound state is that of step {self.sound.step}"
+            )
+        self._restore(
+            replace(copy.deepcopy(self.sound), seconds=self.seconds, best=self.best, rollbacks=self.rollbacks + 1)
         )
 
     def noisy(self, rows: Tensor, generator: torch.Generator, smoothing: float = 0.0) -> Tensor:
@@ -114,17 +160,25 @@ class Trainer:
         """Negative log-likelihood, mean over the batch: bits/dim of images, nats of vectors."""
         return (bits_per_dim(log_prob, math.prod(self.shape)) if self.kind == "image" else -log_prob).mean()
 
+    @property
+    def complete(self) -> bool:
+        """Whether the last step is done, or no evaluation of the last ``patience`` was better than one before."""
+        training = self.recipe.training
+        validations = [entry["validation"] for entry in self.history]
+        since_best = len(validations) - 1 - validations.index(min(validations)) if validations else 0
+        return self.step == training.steps or 0 < training.patience <= since_best
+
     def train_step(self, stop: bool = False) -> tuple[dict[str, float], bool]:
         """Take one step; a step whose gradient is not finite changes nothing but the count.
 
         Returns its figures, and whether any process was asked to ``stop``: all must do so after the same step.
         """
         training = self.recipe.training
-        generator = generator_of(training.seed, self.step + 1)
+        generator = generator_of(training.seed, self.step + 1, self.rollbacks)
         torch.manual_seed(training.seed + 2**20 * self.step + self.processes.rank)  # dropout
         noisy = self.noisy(self.fit[self._batch_rows()], generator, training.noise)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, training)
+            group["lr"] = learning_rate(self.step, training) / 2**self.rollbacks
         self.flow.train()
         z, log_det = self.flow(self.processes.share(noisy))
         log_normal = standard_normal_log_prob(z)
@@ -160,7 +214,9 @@ class Trainer:
         rows: list[Tensor] = []
         epoch = first // total
         while sum(len(part) for part in rows) < size:
-            shuffled = torch.randperm(total, generator=generator_of(self.recipe.training.seed + 2**31, epoch))
+            shuffled = torch.randperm(
+                total, generator=generator_of(self.recipe.training.seed + 2**31, epoch, self.rollbacks)
+            )
             begin = max(first - epoch * total, 0)
             rows.append(shuffled[begin : first + size - epoch * total])
             epoch += 1
@@ -194,6 +250,16 @@ def learning_rate(step: int, training: TrainingRecipe) -> float:
     )
 
 
-def generator_of(seed: int, step: int) -> torch.Generator:
-    """Make the generator of a step: all of its randomness depends on the seed and the step alone."""
-    return torch.Generator().manual_seed(seed * 2**31 + step)
+def generator_of(seed: int, step: int, attempt: int = 0) -> torch.Generator:
+    """Make the generator of a step: its randomness depends on the seed, the step and the times it was gone back to."""
+    return torch.Generator().manual_seed((seed * 2**31 + step) ^ (attempt * 0x9E3779B97F4A7C15 % 2**63))
+
+
+def lower_precision(flow: Glow) -> None:
+    """Compute the features of convolutional conditioners, most of the work, in bfloat16 from now on.
+
+    Heads, and all that a log-determinant is made of, keep float32; so do copies of the flow that were made before.
+    """
+    for module in flow.modules():
+        if isinstance(module, ConvNet):
+            module.features.forward = torch.autocast("cpu", torch.bfloat16)(module.features.forward)  # type: ignore[method-assign]

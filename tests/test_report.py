@@ -21,7 +21,7 @@ from model.trainer import Trainer
 from tests.conftest import divide, tiny_images, tiny_recipe, tiny_table
 
 KEYS = {"likelihood", "floors", "warnings", "best_step", "recipe", "unit", "validation", "rows", "data_digest"} | {
-    *("columns", "num_parameters", "seed", "steps", "skipped_steps", "seconds", "rows_per_s", "hardware"),
+    *("columns", "num_parameters", "seed", "steps", "rollbacks", "skipped_steps", "seconds", "rows_per_s", "hardware"),
     *("torch_version", "history"),
 }
 

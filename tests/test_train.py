@@ -18,8 +18,8 @@ from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from model.cli import run_command
 from model.columns import add_column_noise, describe_columns
 from model.data import Dataset
-from model.recipe import RecipeError, TrainingRecipe, parse_recipe, read_recipe
-from model.report import write_report
+from model.divergence import DivergedError
+from model.recipe import Recipe, RecipeError, TrainingRecipe, parse_recipe, read_recipe
 from model.train import main, train
 from model.trainer import Trainer, learning_rate
 from tests.conftest import tiny_images, tiny_recipe, tiny_table
@@ -118,7 +118,7 @@ def test_the_command_writes_checkpoints_pictures_and_a_report_and_resumes(tmp_pa
     assert first.returncode == 0, first.stderr
     out = tmp_path / "runs" / "digits"
     checkpoints, pictures = {"last.pt", "best.pt"}, {"curves.png", "samples.png", "temperatures.png", "latents.png"}
-    assert {path.name for path in out.iterdir()} == {*checkpoints, *pictures, "report.json", "report.md"}
+    assert {path.name for path in out.iterdir()} == {*checkpoints, *pictures, "report.json", "report.md", "tensorboard"}
     report = json.loads((out / "report.json").read_text())
     assert report["steps"] == 6
     assert [entry["step"] for entry in report["history"]] == [3, 6]
@@ -225,19 +225,140 @@ def test_a_failed_write_leaves_the_previous_checkpoint(tmp_path: Path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
+def with_training(recipe: Recipe, **changes: object) -> Recipe:
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})
+
+
+def test_a_run_whose_weights_are_ruined_goes_back_and_finishes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both ways to diverge: gradients that are not finite, and a loss that rises by more than a nat per dimension."""
+    for ruin in (math.nan, 30.0):
+        recipe = with_training(tiny_recipe("a"), steps=80, evaluate_every=20, checkpoint_every=20)
+        trainer = Trainer(recipe, tiny_table())
+        ruin_weights_after(trainer, 45, ruin)
+        out = tmp_path / str(ruin)
+        assert train(trainer, out)
+        assert (trainer.step, trainer.rollbacks) == (80, 1)
+        assert "going back to step 40, learning rate halved" in capsys.readouterr().out
+        assert [entry["step"] for entry in trainer.history] == [20, 40, 60, 80]
+        assert abs(trainer.history[-1]["validation"] - trainer.history[1]["validation"]) < 1
+        assert load_checkpoint(out / "last.pt").rollbacks == 1
+
+
+def ruin_weights_after(trainer: Trainer, step: int, factor: float, times: int = 1) -> None:
+    """Multiply the flow's parameters when the run comes to a step, as so many hardware and numerical faults do."""
+    take_step, left = trainer.train_step, [times]
+
+    def step_or_ruin(stop: bool = False) -> tuple[dict[str, float], bool]:
+        if trainer.step == step and left[0]:
+            left[0] -= 1
+            for parameter in trainer.flow.parameters():
+                parameter.data *= factor
+        return take_step(stop)
+
+    trainer.train_step = step_or_ruin  # type: ignore[method-assign]
+
+
+def test_a_run_that_diverges_again_and_again_ends_with_its_last_sound_state(tmp_path: Path) -> None:
+    recipe = with_training(tiny_recipe("a"), steps=80, evaluate_every=20, checkpoint_every=20)
+    trainer = Trainer(recipe, tiny_table())
+    ruin_weights_after(trainer, 25, math.nan, times=100)
+    with pytest.raises(DivergedError, match=r"step 35: 10 steps in a row .* gone back 5 times already"):
+        train(trainer, tmp_path)
+    last = load_checkpoint(tmp_path / "last.pt")
+    assert last.step == 20
+    assert all(torch.isfinite(value).all() for value in last.flow.values())
+
+
+def test_an_attempt_after_going_back_draws_other_rows_at_half_the_rate() -> None:
+    trainer = Trainer(tiny_recipe("a"), tiny_table())
+    trainer.train_step()
+    rate, rows = trainer.optimizer.param_groups[0]["lr"], trainer._batch_rows()
+    trainer.roll_back("a test")
+    assert (trainer.step, trainer.rollbacks) == (0, 1)
+    trainer.train_step()
+    assert trainer.optimizer.param_groups[0]["lr"] == rate / 2
+    assert not torch.equal(trainer._batch_rows(), rows)
+
+
+def test_a_run_resumed_after_going_back_is_that_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    recipe = with_training(tiny_recipe("a"), steps=80, evaluate_every=20, checkpoint_every=20)
+    whole = Trainer(recipe, tiny_table())
+    ruin_weights_after(whole, 25, math.nan)
+    train(whole, tmp_path / "whole")
+    first = Trainer(with_training(recipe, steps=60), tiny_table())
+    first.recipe = recipe  # so that the schedule is that of 80 steps
+    ruin_weights_after(first, 25, math.nan)
+    while first.step < 60:
+        diverged = first.watch.observe(
+            *(lambda figures: (figures["loss"], bool(figures["skipped"])))(first.train_step()[0])
+        )
+        if diverged:
+            first.roll_back(diverged)
+        elif first.step % 20 == 0:
+            save_checkpoint(first.mark_sound(), tmp_path / "last.pt")
+    resumed = Trainer(recipe, tiny_table(), load_checkpoint(tmp_path / "last.pt"))
+    train(resumed, tmp_path / "resumed")
+    for name, value in whole.flow.state_dict().items():
+        assert torch.equal(value, resumed.flow.state_dict()[name]), name
+
+
+def test_a_sound_run_never_goes_back(tmp_path: Path) -> None:
+    trainer = Trainer(with_training(tiny_recipe("a"), steps=60, learning_rate=2e-2), tiny_table())
+    train(trainer, tmp_path, progress=False)
+    assert trainer.rollbacks == 0
+
+
+def test_a_run_without_a_better_evaluation_for_its_patience_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = with_training(tiny_recipe("a"), steps=12, evaluate_every=1, checkpoint_every=4, patience=3)
+    trainer = Trainer(recipe, tiny_table())
+    losses = iter([5.0, 4.0, 3.0, 3.5, 3.2, 3.1, 1.0])
+    monkeypatch.setattr(trainer, "evaluate", lambda: next(losses))
+    assert train(trainer, tmp_path, progress=False)
+    assert trainer.step == 6
+    assert load_checkpoint(tmp_path / "best.pt").step == 3
+    resumed = Trainer(recipe, tiny_table(), load_checkpoint(tmp_path / "last.pt"))
+    assert resumed.complete
+
+
 def test_a_validation_that_is_not_a_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = tiny_recipe("a")
-    trainer = Trainer(
-        recipe.model_copy(update={"training": recipe.training.model_copy(update={"steps": 3, "evaluate_every": 1})}),
-        tiny_table(),
-    )
-    losses = iter([math.nan, 2.0, 3.0])
+    trainer = Trainer(with_training(tiny_recipe("a"), steps=3, evaluate_every=1, checkpoint_every=1), tiny_table())
+    losses = iter([2.0, math.nan, 3.0, 4.0])
     monkeypatch.setattr(trainer, "evaluate", lambda: next(losses))
     train(trainer, tmp_path, progress=False)
-    write_report(trainer, tiny_table(), tmp_path)
-    assert load_checkpoint(tmp_path / "best.pt").step == 2
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert [entry["validation"] for entry in report["history"]] == [None, 2.0, 3.0]
+    assert load_checkpoint(tmp_path / "best.pt").step == 1
+    assert trainer.rollbacks == 1
+    assert [entry["validation"] for entry in trainer.history] == [2.0, 3.0, 4.0]
+
+
+def test_features_in_half_precision_train_the_single_precision_flow(tmp_path: Path) -> None:
+    recipe = tiny_recipe("a", num_levels=2, bits=4)
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        trainer = Trainer(with_training(recipe, precision=precision), tiny_images())
+        losses.append([trainer.train_step()[0]["loss"] for _ in range(12)])
+        assert {value.dtype for value in trainer.flow.parameters()} == {torch.float32}
+        assert trainer.averaged_flow().log_prob(torch.zeros(1, 1, 8, 8)).isfinite().all()
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.02)
+
+
+def test_figures_and_samples_are_logged_for_tensorboard_once_a_step(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = with_training(tiny_recipe("a", num_levels=2, bits=4), steps=6, evaluate_every=2, checkpoint_every=2)
+    trainer = Trainer(recipe, tiny_images())
+    train(trainer, tmp_path, progress=False)
+    again = Trainer(with_training(recipe, steps=8), tiny_images(), trainer.sound)
+    train(again, tmp_path, progress=False)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    scalars = events.Scalars("validation")
+    assert [event.step for event in scalars] == [2, 4, 6, 8]
+    assert [event.value for event in scalars] == pytest.approx([entry["validation"] for entry in again.history])
+    assert [event.step for event in events.Images("samples")] == [2, 4, 6, 8]
 
 
 def test_every_recipe_in_the_repository_is_valid() -> None:
@@ -266,6 +387,30 @@ def test_resuming_on_other_data_or_another_model_is_refused() -> None:
         Trainer(slower, splits, checkpoint)
     with pytest.raises(RecipeError, match=r"\[model\] and \[data\] must be those of the checkpoint"):
         Trainer(tiny_recipe("a", width=16), splits, checkpoint)
+
+
+RANKS = """
+import hashlib, sys, torch
+from model.distributed import Processes
+from model.trainer import Trainer
+from tests.conftest import tiny_recipe, tiny_table
+torch.manual_seed(int(__import__("os").environ["RANK"]))
+trainer = Trainer(tiny_recipe("a"), tiny_table(), processes=Processes())
+state = b"".join(value.numpy().tobytes() for value in trainer.flow.state_dict().values())
+print("start", hashlib.sha256(state).hexdigest(), flush=True)
+trainer.processes.finish(0)
+"""
+
+
+def test_all_processes_start_from_the_leading_ones_initialisation(tmp_path: Path) -> None:
+    (tmp_path / "ranks.py").write_text(RANKS)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(tmp_path / "ranks.py")]
+    run = subprocess.run(launcher, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    hashes = [word for word in run.stdout.split() if len(word) == 64]
+    assert len(hashes) == 2
+    assert len(set(hashes)) == 1
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
