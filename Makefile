@@ -7,7 +7,7 @@ ARTIFACTS ?= fashion-mnist breast-cancer
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test check format artifacts clean
+.PHONY: serve test check format artifacts bench-conditioners bench-plane bench-adbench clean
 
 serve: $(VENV)/.serve
 	$(BIN)/python -m service --port $(PORT)
@@ -31,6 +31,16 @@ artifacts: $(VENV)/.test
 	    $(BIN)/torchrun --nproc-per-node $(PROCESSES) -m model.train model/recipes/$$name.toml --data-dir $(DATA) $$resume && \
 	    $(BIN)/python -m model.export runs/$$name/best.pt service/artifacts/$$name.pt --data-dir $(DATA) || exit 1; \
 	done
+
+# Tables of what was measured; docs/results.md tells what each is.
+bench-conditioners: $(VENV)/.test
+	$(BIN)/python benchmarks/conditioners.py
+
+bench-plane: $(VENV)/.test
+	$(BIN)/python benchmarks/plane.py
+
+bench-adbench: $(VENV)/.test
+	$(BIN)/python benchmarks/adbench.py $(DATA)/adbench
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

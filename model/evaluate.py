@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from model.cli import Parser, run_command
+from model.cli import Parser, UsageError, run_command
 from model.columns import add_column_noise, unit_of
 from model.data import DataError, Dataset, load
 from model.glow import Glow
@@ -70,6 +70,13 @@ def round_trip_error(module: torch.jit.ScriptModule, x: Tensor, columns: list[Co
     return max(errors)
 
 
+def prior_draws(module: torch.jit.ScriptModule, num: int, num_dims: int) -> Tensor:
+    """Decode so many draws z ~ N(0, I), always the same: (num, *shape). Every one has to be finite."""
+    z = torch.randn(num, num_dims, generator=torch.Generator().manual_seed(NOISE_SEED))
+    with torch.inference_mode():
+        return torch.cat([module.decode(batch) for batch in _batches(z, "decoding")])
+
+
 def rows_per_second(module: torch.jit.ScriptModule, x: Tensor) -> float:
     """Median throughput of log_prob at the batch size of evaluation."""
     batch = x[:BATCH]
@@ -94,16 +101,22 @@ def fitting(manifest: Manifest, data: Dataset, source: str) -> Dataset:
     return data
 
 
-def report(artifact: Artifact, data: Dataset) -> list[tuple[str, str]]:
+def report(artifact: Artifact, data: Dataset, num_draws: int) -> list[tuple[str, str]]:
     """Measure everything: rows of a table (what, figure)."""
     manifest, x = artifact.manifest, as_inputs(data)
     result = likelihood(artifact.module, data, manifest.columns)
+    draws = prior_draws(artifact.module, num_draws, manifest.num_dims)
+    finite = "all finite" if torch.isfinite(draws).all() else "NOT ALL FINITE"
     scale_unit = "pixel units" if data.kind == "image" else "standard deviations"
     return [
         ("artifact", f"{manifest.name}@{manifest.version}"),
         ("rows", str(result.rows)),
         ("likelihood", result.figure),
         ("round trip", f"{round_trip_error(artifact.module, x, manifest.columns):.2e} {scale_unit}"),
+        (
+            "draws",
+            f"{round_trip_error(artifact.module, draws, manifest.columns):.2e} {scale_unit}, {finite} of {num_draws}",
+        ),
         ("speed", f"{rows_per_second(artifact.module, x):.0f} rows/s ({torch.get_num_threads()} threads)"),
     ]
 
@@ -113,10 +126,13 @@ def main(argv: list[str]) -> None:
     parser = Parser(prog="python -m model.evaluate", description="Measure an artifact on data.")
     parser.add_argument("artifact", type=Path)
     parser.add_argument("data", help="a file, folder or sklearn: name, as in a recipe")
+    parser.add_argument("--draws", type=int, default=1000, help="draws from the prior, decoded and sent round (1000)")
     args = parser.parse_args(argv)
+    if args.draws < 1:
+        raise UsageError(f"--draws must be at least 1, got {args.draws}")
     artifact = open_artifact(args.artifact)
     data = fitting(artifact.manifest, load(args.data), args.data)
-    for what, figure in report(artifact, data):
+    for what, figure in report(artifact, data, args.draws):
         print(f"{what:<12} {figure}")
 
 

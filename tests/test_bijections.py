@@ -89,6 +89,7 @@ BIJECTIONS: dict[str, tuple[Callable[[], Bijection], tuple[int, int, int]]] = {
     "split": (lambda: SplitAsBijection(Split(ConvNet(2, 4, SHAPE[1:], 6, 1))), SHAPE),
     "pixels": (lambda: Pixels(uneven_probabilities()), SHAPE),
     "standardize": (lambda: Standardize(torch.rand(SHAPE), torch.rand(SHAPE) + 0.5), SHAPE),
+    "standardize with tails": (lambda: Standardize(torch.rand(SHAPE), torch.rand(SHAPE) + 0.5, tail=0.7), SHAPE),
     "chain": (lambda: Chain([Squeeze(), ActNorm(16), InvertibleConv1x1(16)]), SHAPE),
 }
 
@@ -304,6 +305,15 @@ def test_gradients_of_a_spline_are_finite_inside_outside_and_on_its_knots() -> N
     assert torch.isfinite(params.grad).all()
 
 
+def test_absurd_values_stay_of_order_one_hundred_and_come_back() -> None:
+    layer = Standardize(torch.zeros(1, 1, 1), torch.ones(1, 1, 1), tail=3.0)
+    x = torch.tensor([-1e30, -1e6, -2.9, 0.0, 3.1, 1e12], dtype=torch.float64)[:, None, None, None]
+    z, _ = layer(x)
+    assert z.abs().max() < 250
+    assert (z.flatten().diff() > 0)[1:].all()
+    torch.testing.assert_close(layer.inverse(z.float())[0], x, rtol=1e-4, atol=1e-6)
+
+
 def test_pixels_decode_inside_their_range_whatever_the_latent() -> None:
     layer = Pixels(uneven_probabilities())
     x, _ = layer.inverse(torch.tensor([-1e4, -9.0, 0.0, 9.0, 1e4])[:, None, None, None])
@@ -330,7 +340,8 @@ def test_pixels_with_equal_probabilities_are_normal_quantiles_of_bin_centres() -
         (lambda: Spline(1), "num_bins must lie in [2, 64], got 1"),
         (lambda: Spline(4, bound=0.0), "bound must be > 0, got 0.0"),
         (lambda: ConvNet(2, 2, (4, 4), width=6, num_blocks=1, attention=True), "width must be a multiple of 4"),
-        (lambda: Standardize(torch.zeros(2), torch.tensor([1.0, 0.0])), "std must be positive and finite"),
+        (lambda: Standardize(torch.zeros(2), torch.tensor([1.0, 0.0])), "scale must be positive and finite"),
+        (lambda: Standardize(torch.zeros(2), torch.ones(2), tail=0.0), "tail must be > 0, got 0.0"),
         (lambda: Pixels(torch.tensor([1.5, -0.5])), "probabilities must be positive and sum to 1"),
     ],
 )
