@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
@@ -9,51 +10,67 @@ import torch
 from torch import Tensor
 
 from model.bijections import Standardize
-from model.data import DataError, Dataset
-from service.artifact import Column
+from model.dataset import Array, DataError, Dataset, release_pages
+from service.artifact import NOISE_FLOOR, Column
 
-CONSTANT_STD = 1e-3  # of a column that never changes, relative to its value: it needs some width to have a density
+_BIN_VARIANCE = 1 / 12  # of uniform noise in a bin of width 1
 
 
 def describe_columns(data: Dataset) -> list[Column]:
-    """Tell the type, mean and standard deviation of each column of a table (N, D) from its rows."""
-    columns = []
-    for name, values in zip(data.columns, data.x.T, strict=True):
-        mean, std = float(values.mean()), float(values.std())
-        if not (math.isfinite(std) and math.isfinite(mean)) or (std < 1e-150 and values.min() != values.max()):
-            raise DataError(f"column {name!r} has mean {mean} and standard deviation {std}, beyond what can be scaled")
-        if values.min() == values.max():
-            columns.append(Column(name=name, type="constant", mean=mean, std=CONSTANT_STD * max(abs(mean), 1.0)))
-        elif np.array_equal(values, np.round(values)):
-            # A column of whole numbers has the variance of its bin of width 1 on top of its own.
-            columns.append(Column(name=name, type="integer", mean=mean, std=(std**2 + 1 / 12) ** 0.5))
-        else:
-            columns.append(Column(name=name, type="continuous", mean=mean, std=std))
+    """Tell what each column of a table (N, D) is, and its centre and scale, from its rows."""
+    columns: list[Column] = []
+    first_with: dict[bytes, str] = {}  # digest of the values of a continuous column -> its name
+    for i, name in enumerate(data.columns):
+        values = np.ascontiguousarray(data.x[:, i]) + 0.0  # + 0.0: the zero without a sign
+        column = _describe(name, values, data.categories.get(name, []))
+        if column.type == "continuous":
+            original = first_with.setdefault(hashlib.sha256(values.tobytes()).digest(), name)
+            if original != name:
+                column = column.model_copy(update={"type": "duplicate", "duplicate_of": original})
+        columns.append(column)
+        release_pages(data.x)
     return columns
 
 
+def _describe(name: str, values: Array, categories: list[str]) -> Column:
+    constant = values.min() == values.max()
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
+        mean, std = (float(values[0]), 0.0) if constant else (float(values.mean()), float(values.std()))
+    if not (math.isfinite(std) and math.isfinite(mean)) or (std < 1e-150 and not constant):
+        raise DataError(f"column {name!r} has mean {mean} and standard deviation {std}, beyond what can be scaled")
+    binned = (std**2 + _BIN_VARIANCE) ** 0.5  # a column of bins has their variance on top of its own
+    if categories:
+        return Column(name=name, type="categorical", center=mean, scale=binned, categories=categories)
+    if constant:
+        column = Column(name=name, type="constant", center=mean, scale=NOISE_FLOOR * max(abs(mean), 1.0))
+        return column.model_copy(update={"scale": _BIN_VARIANCE**0.5}) if column.quantized else column
+    if np.array_equal(values, np.round(values)):
+        return Column(name=name, type="integer", center=mean, scale=binned)
+    return Column(name=name, type="continuous", center=mean, scale=std)
+
+
 def unit_of(columns: list[Column]) -> Tensor:
-    """What errors of inputs are measured in: the standard deviation of each column; 1, a pixel value, of images."""
-    return torch.tensor([column.std for column in columns] or 1.0, dtype=torch.float64)
+    """What errors of inputs are measured in: the scale of each column; 1, a pixel value, of images."""
+    return torch.tensor([column.scale for column in columns] or 1.0, dtype=torch.float64)
 
 
 def standardizer(columns: list[Column]) -> Standardize:
     """Build the first layer of a table's flow."""
-    mean, std = (
-        torch.tensor([getattr(column, name) for column in columns], dtype=torch.float64) for name in ("mean", "std")
+    center, scale = (
+        torch.tensor([getattr(column, name) for column in columns], dtype=torch.float64) for name in ("center", "scale")
     )
-    return Standardize(mean[:, None, None], std[:, None, None])
+    return Standardize(center[:, None, None], scale[:, None, None])
 
 
 def add_column_noise(x: Tensor, columns: list[Column], smoothing: float, generator: torch.Generator) -> Tensor:
     """Give every column a density: (B, D) -> (B, D).
 
-    Integers become uniform over their bin of width 1, constants Gaussian with their floor, and with ``smoothing`` every
-    column is blurred by that many of its standard deviations.
+    Whole numbers and codes become uniform over their bin of width 1, constants and duplicates Gaussian with their
+    floor, and with ``smoothing`` every column is blurred by that many of its scales.
     """
     uniform = torch.rand(x.shape, generator=generator, dtype=x.dtype) - 0.5
     normal = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    std = torch.tensor([column.std for column in columns], dtype=x.dtype)
-    integer = torch.tensor([column.type == "integer" for column in columns], dtype=x.dtype)
-    constant = torch.tensor([column.type == "constant" for column in columns], dtype=x.dtype)
-    return x + integer * uniform + (constant**2 + smoothing**2) ** 0.5 * std * normal
+    scale = torch.tensor([column.scale for column in columns], dtype=x.dtype)
+    quantized = torch.tensor([column.quantized for column in columns], dtype=x.dtype)
+    floor = torch.tensor([column.noise_std / column.scale for column in columns], dtype=x.dtype)
+    return x + quantized * uniform + (floor**2 + smoothing**2) ** 0.5 * scale * normal

@@ -1,76 +1,22 @@
-"""Reading data: files, folders and scikit-learn's small sets become one array of rows."""
+"""Reading data: files, folders and scikit-learn's small sets become rows of one kind."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import struct
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-Array = npt.NDArray[Any]
-Kind = Literal["image", "vector"]
+from model.dataset import Array, DataError, Dataset, Kind, Selection
+from model.tables import array_table, csv_table, parquet_table, read_table
+
+__all__ = ["Array", "DataError", "Dataset", "Kind", "Selection", "load", "unnamed_columns"]
+
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 SKLEARN_SETS = {"sklearn:digits": "load_digits", "sklearn:breast-cancer": "load_breast_cancer"}
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file, the rule and what was found."""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Rows of one kind: images (N, C, H, W) uint8, or vectors (N, D) float64 with a name per column."""
-
-    x: Array
-    columns: list[str]  # empty for images
-    labels: Array | None = None  # (N,), where the source has them
-
-    @property
-    def kind(self) -> Kind:
-        return "image" if self.x.ndim == 4 else "vector"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.x.shape[1:]
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the values and their shape."""
-        header = f"{self.x.dtype.str}{self.x.shape}".encode()
-        return hashlib.sha256(header + np.ascontiguousarray(self.x).tobytes()).hexdigest()
-
-    def value_probabilities(self, num_values: int, uniform_share: float = 0.1) -> Array:
-        """Frequency of each pixel value 0..num_values-1, mixed with a share of equal ones so that none is rare."""
-        counts = np.bincount(self.x.ravel(), minlength=num_values)
-        probabilities: Array = (1 - uniform_share) * counts / counts.sum() + uniform_share / num_values
-        return probabilities
-
-    def columns_like(self, names: list[str], source: str) -> Dataset:
-        """The columns of these names in this order; arrays without names are taken by position.
-
-        Raises DataError naming a column that is missing.
-        """
-        if self.kind == "image" or self.columns in (names, unnamed_columns(len(names))):
-            return self
-        missing = [name for name in names if name not in self.columns]
-        if missing:
-            raise DataError(f"{source}: has no column {missing[0]!r}; it has {', '.join(self.columns)}")
-        return Dataset(self.x[:, [self.columns.index(name) for name in names]], names, self.labels)
-
-    def check_pixels(self, highest: float, source: str) -> None:
-        """Raise DataError where an image holds a value over the highest that the model knows."""
-        if self.kind == "image" and self.x.max() > highest:
-            raise DataError(f"{source}: holds pixel {self.x.max()}, over {highest:.0f}, the most that the model takes")
-
-    def take(self, rows: Array) -> Dataset:
-        """Select rows by index or by mask."""
-        return Dataset(self.x[rows], self.columns, None if self.labels is None else self.labels[rows])
+_ALL = Selection()
 
 
 def unnamed_columns(num: int) -> list[str]:
@@ -78,22 +24,25 @@ def unnamed_columns(num: int) -> list[str]:
     return [f"x{i}" for i in range(num)]
 
 
-def load(source: str, base: Path = Path(), label_column: str | None = None) -> Dataset:
-    """Read a data set by the form of its name.
+def load(source: str, base: Path = Path(), wanted: Selection = _ALL) -> Dataset:
+    """Read what is wanted of a data set, by the form of its name.
 
     ``*.idx``, ``*ubyte``, either with ``.gz`` (the MNIST format); ``.npy``; ``.npz`` (array ``X`` or ``x``, labels
-    ``y``, else its only array); ``.csv`` and ``.parquet`` (numeric columns; ``label_column`` is set apart); a folder of
-    images of one size; ``sklearn:digits`` and ``sklearn:breast-cancer``. Arrays of two dimensions are vectors, those of
-    three (N, H, W) or four (N, C, H, W) are images of whole numbers 0..255. Raises DataError.
+    ``y``, else its only array); ``.csv`` and ``.parquet`` (columns of numbers, and of text that names categories); a
+    folder of images of one size; ``sklearn:digits`` and ``sklearn:breast-cancer``. Arrays of two dimensions are
+    vectors, those of three (N, H, W) or four (N, C, H, W) are images of whole numbers 0..255. Columns of arrays have no
+    names: those that are wanted are taken by position where there are as many. Rows of a Parquet file come mapped from
+    a scratch file, not in memory. Raises DataError.
     """
     if source in SKLEARN_SETS:
-        return _load_sklearn(source)
+        return _load_sklearn(source, wanted)
     path = base / source
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     labels: Array | None = None
-    columns: list[str] = []
     try:
+        if path.suffix in (".csv", ".parquet") and path.is_file():
+            return read_table(csv_table(path) if path.suffix == ".csv" else parquet_table(path), wanted)
         if path.is_dir():
             x = _read_folder(path)
         elif path.name.removesuffix(".gz").endswith((".idx", "ubyte")):
@@ -102,18 +51,18 @@ def load(source: str, base: Path = Path(), label_column: str | None = None) -> D
             x = np.load(path, allow_pickle=False)
         elif path.suffix == ".npz":
             x, labels = _read_npz(path)
-        elif path.suffix in (".csv", ".parquet"):
-            x, columns, labels = _read_table(path, label_column)
         else:
             raise DataError(f"{path}: unknown kind of file; expected idx, npy, npz, csv, parquet or a folder of images")
+        return _from_array(str(path), x, labels, wanted)
     except DataError:
         raise
     except Exception as error:  # the readers raise nearly anything on files that are not what their name says
         raise DataError(f"{path}: cannot be read: {str(error).strip() or type(error).__name__}") from error
-    return _checked(str(path), x, columns, labels)
 
 
-def _checked(name: str, x: Array, columns: list[str], labels: Array | None) -> Dataset:
+def _from_array(
+    name: str, x: Array, labels: Array | None, wanted: Selection, columns: list[str] | None = None
+) -> Dataset:
     if not isinstance(x, np.ndarray) or x.ndim == 0:
         raise DataError(f"{name}: expected an array of rows")
     if x.dtype.kind not in "biuf":
@@ -123,27 +72,24 @@ def _checked(name: str, x: Array, columns: list[str], labels: Array | None) -> D
     if labels is not None and labels.shape != (len(x),):
         raise DataError(f"{name}: expected one label per row, got {labels.shape} labels for {len(x)} rows")
     if x.ndim == 2:
-        columns = columns or unnamed_columns(x.shape[1])
-        if len(set(columns)) != len(columns):
-            raise DataError(f"{name}: two columns are named {next(c for c in columns if columns.count(c) > 1)!r}")
-        x = x.astype(np.float64)
-        bad = np.argwhere(~np.isfinite(x))
-        if len(bad):
-            row, column = bad[0]
-            raise DataError(
-                f"{name}: row {row}, column {columns[column]!r} is {x[row, column]}; every value must be finite"
-            )
-        return Dataset(x, columns, labels)
+        if columns is None:
+            known = list(wanted.known or ())
+            columns = known if len(known) == x.shape[1] else unnamed_columns(x.shape[1])
+        return read_table(array_table(name, x, columns), wanted, labels)
     if x.ndim == 3:
         x = x[:, None]
     if x.ndim == 4 and x.shape[1] not in (1, 3):
         raise DataError(f"{name}: images must have 1 or 3 channels, got shape {x.shape}; expected (N, C, H, W)")
     if x.ndim != 4:
         raise DataError(f"{name}: expected vectors (N, D) or images (N, H, W) or (N, C, H, W), got shape {x.shape}")
-    wrong = np.argwhere(~((x >= 0) & (x <= 255) & (x == np.floor(x))))
-    if len(wrong):
-        raise DataError(f"{name}: image {wrong[0][0]} holds {x[tuple(wrong[0])]}; pixels must be whole numbers 0..255")
-    return Dataset(x.astype(np.uint8), [], labels)
+    for i, image in enumerate(x if x.dtype != np.uint8 else ()):
+        wrong = ~((image >= 0) & (image <= 255) & (image == np.floor(image)))
+        if wrong.any():
+            raise DataError(f"{name}: image {i} holds {image[wrong][0]}; pixels must be whole numbers 0..255")
+    if wanted.categorical:
+        raise DataError(f"{name}: no column {wanted.categorical[0]!r}; it holds images")
+    rows = np.arange(len(x)) if wanted.normal_label is None else np.flatnonzero(wanted.is_normal(labels, name))
+    return Dataset(x[rows[wanted.order(len(rows))]].astype(np.uint8, copy=False), [])
 
 
 def _read_idx(path: Path) -> Array:
@@ -178,7 +124,7 @@ def _read_folder(path: Path) -> Array:
             with Image.open(file) as image:
                 if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
                     raise DataError(f"{file}: is of mode {image.mode}, expected 8 bits per channel")
-                grey = image.mode in ("1", "L")
+                grey = image.mode in ("1", "L", "LA")
                 pixels = np.asarray(image.convert("L" if grey else "RGB"))
         except (UnidentifiedImageError, OSError) as error:
             raise DataError(f"{file}: cannot be read as an image: {error}") from error
@@ -192,38 +138,10 @@ def _read_folder(path: Path) -> Array:
     return np.stack(images)
 
 
-def _read_table(path: Path, label_column: str | None) -> tuple[Array, list[str], Array | None]:
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-
-    table: pa.Table = csv.read_csv(path) if path.suffix == ".csv" else parquet.read_table(path)
-    if table.num_rows == 0:
-        raise DataError(f"{path}: holds no rows")
-    labels = None
-    if label_column is not None:
-        if label_column not in table.column_names:
-            raise DataError(f"{path}: no column {label_column!r}; it has {', '.join(table.column_names)}")
-        labels = table.column(label_column).to_numpy()
-        table = table.drop_columns([label_column])
-    values = []
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        if column.null_count:
-            row = next(i for i, value in enumerate(column) if not value.is_valid)
-            raise DataError(f"{path}: row {row}, column {name!r} is missing; every value must be present")
-        if not (
-            pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)
-        ):
-            raise DataError(f"{path}: column {name!r} is of type {column.type}; expected numbers")
-        values.append(column.to_numpy().astype(np.float64))
-    if not values:
-        raise DataError(f"{path}: holds no columns")
-    return np.stack(values, 1), list(table.column_names), labels
-
-
-def _load_sklearn(source: str) -> Dataset:
+def _load_sklearn(source: str, wanted: Selection) -> Dataset:
     from sklearn import datasets
 
     bunch = getattr(datasets, SKLEARN_SETS[source])()
     if source == "sklearn:digits":
-        return Dataset(bunch.images[:, None].astype(np.uint8), [], bunch.target)
-    return Dataset(bunch.data.astype(np.float64), [str(name) for name in bunch.feature_names], bunch.target)
+        return _from_array(source, bunch.images, bunch.target, wanted)
+    return _from_array(source, bunch.data, bunch.target, wanted, [str(name) for name in bunch.feature_names])

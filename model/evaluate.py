@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from model.cli import Parser, UsageError, run_command
 from model.columns import add_column_noise, unit_of
-from model.data import DataError, Dataset, load
+from model.data import DataError, Dataset, Selection, load
 from model.glow import Glow
 from model.likelihood import dequantize, mean_likelihood
 from service.artifact import Artifact, Column, Manifest, TestResult, open_artifact
@@ -88,10 +88,12 @@ def rows_per_second(module: torch.jit.ScriptModule, x: Tensor) -> float:
     return len(batch) / sorted(times[3:])[2]
 
 
-def fitting(manifest: Manifest, data: Dataset, source: str) -> Dataset:
-    """Take the columns that an artifact knows. Raises DataError where rows are not of its kind, shape and range."""
-    if data.kind == manifest.kind == "vector":
-        data = data.columns_like([column.name for column in manifest.columns], source)
+def load_for(manifest: Manifest, source: str) -> Dataset:
+    """Load rows as an artifact takes them: a table's columns by name, with the categories that it knows.
+
+    Raises DataError where rows are not of its kind, shape and range.
+    """
+    data = load(source, wanted=Selection(known={column.name: column.categories for column in manifest.columns} or None))
     if data.shape != manifest.shape:
         raise DataError(f"{source}: rows of shape {data.shape}, but {manifest.name} takes {manifest.shape}")
     if manifest.value_range is not None:
@@ -131,7 +133,7 @@ def main(argv: list[str]) -> None:
     if args.draws < 1:
         raise UsageError(f"--draws must be at least 1, got {args.draws}")
     artifact = open_artifact(args.artifact)
-    data = fitting(artifact.manifest, load(args.data), args.data)
+    data = load_for(artifact.manifest, args.data)
     for what, figure in report(artifact, data, args.draws):
         print(f"{what:<12} {figure}")
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
-from model.data import DataError, Dataset, load
+from model.data import DataError, Dataset, Selection, load
 from model.glow import GlowConfig
 from service.scores import smallest_p_value
 
@@ -23,14 +24,37 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+def _part(least: int, or_source: bool = False) -> PlainValidator:
+    """Take a number of rows, or a share of all, without pydantic's one complaint for each kind."""
+
+    def check(value: object) -> object:
+        count = type(value) is int and value >= least
+        share = type(value) is float and 0 < value < 1
+        if not (count or share or (or_source and (value is None or isinstance(value, str)))):
+            source = "another source, " if or_source else ""
+            raise ValueError(f"must be {source}a number of rows, at least {least}, or a share of them between 0 and 1")
+        return value
+
+    return PlainValidator(check)
+
+
+def _num_rows(part: float, total: int, least: int) -> int:
+    """Rows of a part: its number, or its share of all rows, rounded up."""
+    return part if isinstance(part, int) else max(least, math.ceil(Fraction(str(part)) * total))
+
+
 class DataRecipe(_Table):
-    """Where the rows come from and how they are divided. Rows are shuffled once by ``split_seed``."""
+    """Where the rows come from and how they are divided. Rows are shuffled once by ``split_seed``.
+
+    A part is a number of rows or a share of all rows of ``train``, rounded up.
+    """
 
     train: str  # a source as model.data.load names them, relative to --data-dir
-    test: str | Annotated[int, Field(ge=2)] | None = None  # another source, or so many rows of ``train``
-    validation: int = Field(ge=1)  # rows that decide which checkpoint is best
-    calibration: int = Field(ge=1)  # rows that calibrate the exported scores; never trained on
+    test: Annotated[str | int | float | None, _part(2, or_source=True)] = None  # another source, or a part of train
+    validation: Annotated[int | float, _part(1)]  # rows that decide which checkpoint is best
+    calibration: Annotated[int | float, _part(1)]  # rows that calibrate the exported scores; never trained on
     label_column: str | None = None  # csv, parquet: a column that is not a feature
+    categorical: list[str] = []  # columns of numbers that are names; those of text are categorical anyway
     normal_label: int | None = None  # train, validate, calibrate and test on rows with this label only
     split_seed: int = Field(0, ge=0)
 
@@ -76,13 +100,18 @@ class Recipe(_Table):
 
     @model_validator(mode="after")
     def _calibrated(self) -> Recipe:
-        smallest, rows = smallest_p_value(self.data.calibration), self.data.calibration
-        if self.artifact.alpha < smallest:
-            raise ValueError(
-                f"artifact.alpha must be at least {smallest:.3g}, the smallest p-value of data.calibration = {rows} "
-                f"rows, got {self.artifact.alpha}"
-            )
+        if isinstance(self.data.calibration, int):
+            self.check_calibration(self.data.calibration)
         return self
+
+    def check_calibration(self, rows: int) -> None:
+        """Raise RecipeError where no p-value of so many calibration rows could be as small as artifact.alpha."""
+        smallest = smallest_p_value(rows)
+        if self.artifact.alpha < smallest:
+            raise RecipeError(
+                f"artifact.alpha must be at least {smallest:.3g}, the smallest p-value of {rows} rows "
+                f"(data.calibration = {self.data.calibration}), got {self.artifact.alpha}"
+            )
 
 
 def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -148,33 +177,24 @@ class Splits:
 
 
 def load_splits(recipe: DataRecipe, data_dir: Path) -> Splits:
-    """Load a recipe's data and divide it. Raises DataError."""
-    data = _normal_rows(recipe, recipe.train, data_dir)
-    num_test = recipe.test if isinstance(recipe.test, int) else 0
-    held_out = recipe.validation + recipe.calibration + num_test
-    if held_out >= len(data.x):
-        raise DataError(f"{recipe.train}: {held_out} rows held out of {len(data.x)} leave none to fit")
-    order = np.random.default_rng(recipe.split_seed).permutation(len(data.x))
-    validation, calibration, test, fit = np.split(order, np.cumsum([recipe.validation, recipe.calibration, num_test]))
-    test_set = data.take(test) if num_test else None
+    """Load a recipe's data and divide it; the parts of one source are views of one array. Raises DataError."""
+    wanted = Selection(recipe.label_column, recipe.normal_label)
+    data = load(recipe.train, data_dir, replace(wanted, categorical=recipe.categorical, shuffle_seed=recipe.split_seed))
+    total = len(data.x)
+    num_test = _num_rows(recipe.test, total, 2) if isinstance(recipe.test, int | float) else 0
+    ends = [_num_rows(recipe.validation, total, 1)]
+    ends.append(ends[0] + _num_rows(recipe.calibration, total, 1))
+    ends.append(ends[1] + num_test)
+    if ends[2] >= total:
+        raise DataError(f"{recipe.train}: {ends[2]} rows held out of {total} leave none to fit")
+    test = data.take(slice(ends[1], ends[2])) if num_test else None
     if isinstance(recipe.test, str):
-        test_set = _normal_rows(recipe, recipe.test, data_dir).columns_like(data.columns, recipe.test)
-        if test_set.shape != data.shape:
-            raise DataError(
-                f"{recipe.test}: rows of shape {test_set.shape}, expected {data.shape} as in {recipe.train}"
-            )
+        test = load(recipe.test, data_dir, replace(wanted, known=data.known or None))
+        if test.shape != data.shape:
+            raise DataError(f"{recipe.test}: rows of shape {test.shape}, expected {data.shape} as in {recipe.train}")
     return Splits(
-        fit=data.take(fit), validation=data.take(validation), calibration=data.take(calibration), test=test_set
+        fit=data.take(slice(ends[2], None)),
+        validation=data.take(slice(0, ends[0])),
+        calibration=data.take(slice(ends[0], ends[1])),
+        test=test,
     )
-
-
-def _normal_rows(recipe: DataRecipe, source: str, data_dir: Path) -> Dataset:
-    data = load(source, data_dir, recipe.label_column)
-    if recipe.normal_label is None:
-        return data
-    if data.labels is None:
-        raise DataError(f"{source}: normal_label = {recipe.normal_label}, but the data carry no labels")
-    normal = data.labels == recipe.normal_label
-    if not np.any(normal):
-        raise DataError(f"{source}: no row is labelled {recipe.normal_label}")
-    return data.take(normal)

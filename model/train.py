@@ -163,6 +163,7 @@ def main(argv: list[str]) -> None:
     if args.resume and not last.exists():
         raise RecipeError(f"--resume: {last} does not exist")
     splits = load_splits(recipe.data, args.data_dir)
+    recipe.check_calibration(len(splits.calibration.x))
     processes = Processes()
     checkpoint = load_checkpoint(last) if args.resume else None
     trainer = _build(lambda: Trainer(recipe, splits, checkpoint, processes), recipe)

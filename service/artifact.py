@@ -24,10 +24,13 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
+from service.columns import NOISE_FLOOR as NOISE_FLOOR  # re-exported: model/ sees the format through this module alone
+from service.columns import Column as Column
+from service.columns import listed_categories as listed_categories
 from service.scores import smallest_p_value
 
 METHODS = ["log_prob", "encode", "decode", "statistics"]
-ROUND_TRIP_TOLERANCE = 1e-2  # of decode(encode(x)), in pixel units or standard deviations of a column
+ROUND_TRIP_TOLERANCE = 1e-2  # of decode(encode(x)), in pixel units or scales of a column
 
 _MANIFEST = "extra/manifest.json"
 _COMMENT_PREFIX = b"sha256:"
@@ -40,15 +43,6 @@ class ArtifactError(ValueError):
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Column(_Part):
-    """One column of a table; ``std`` and the bins of width 1 of integer columns are in the user's units."""
-
-    name: str
-    type: Literal["continuous", "integer", "constant"]
-    mean: float
-    std: float = Field(gt=0)
 
 
 class LatentPart(_Part):
@@ -146,6 +140,9 @@ class Manifest(_Part):
         names = [column.name for column in self.columns]
         if len(set(names)) != len(names):
             raise ValueError("columns must have different names")
+        for i, column in enumerate(self.columns):
+            if column.duplicate_of is not None and column.duplicate_of not in names[:i]:
+                raise ValueError(f"column {column.name!r} must repeat one before it, not {column.duplicate_of!r}")
         golden = self.golden
         sizes = {len(row) for row in [*golden.inputs, *golden.latents]}
         if not (len(golden.inputs) == len(golden.log_prob) == len(golden.latents) >= 1) or sizes != {self.num_dims}:
@@ -166,15 +163,15 @@ class Manifest(_Part):
 
     @cached_property
     def quantized(self) -> npt.NDArray[np.bool_]:
-        """Which dimensions hold whole numbers, each the centre of a bin of width 1: (D,)."""
+        """Which dimensions hold whole numbers or codes, each the centre of a bin of width 1: (D,)."""
         if self.kind == "image":
             return np.ones(self.num_dims, np.bool_)
-        return np.array([column.type == "integer" for column in self.columns])
+        return np.array([column.quantized for column in self.columns])
 
     @property
     def unit(self) -> npt.NDArray[np.float64]:
-        """What errors of inputs are measured in: one pixel value, or the standard deviation of each column."""
-        return np.array([column.std for column in self.columns]) if self.columns else np.ones(())
+        """What errors of inputs are measured in: one pixel value, or the scale of each column."""
+        return np.array([column.scale for column in self.columns]) if self.columns else np.ones(())
 
     @property
     def methods(self) -> list[str]:

@@ -51,6 +51,14 @@ def tiny_table(num: int = 400) -> Splits:
     return divide(Dataset(x, ["a", "b", "count"]))
 
 
+def tiny_mixed(num: int = 400) -> Splits:
+    """One column of each type."""
+    random = np.random.default_rng(2)
+    color, size = random.integers(0, 3, num), random.normal(size=num)
+    x = np.stack([color, size + color, random.integers(0, 10, num), np.full(num, 7.0), size + color], 1)
+    return divide(Dataset(x, ["color", "size", "count", "fixed", "copy"], {"color": ["blue", "green", "red"]}))
+
+
 def divide(data: Dataset) -> Splits:
     """A fixed split into quarters."""
     fit, validation, calibration, test = (data.take(rows) for rows in np.split(np.arange(len(data.x)), 4))
@@ -68,10 +76,11 @@ def train_and_export(recipe: Recipe, splits: Splits, out: Path) -> Trainer:
 
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the artifacts ``tiny-images`` (1x8x8) and ``tiny-table`` (3 columns)."""
+    """A folder with the artifacts ``tiny-images`` (1x8x8), ``tiny-table`` (3 columns) and ``tiny-mixed`` (5)."""
     folder = tmp_path_factory.mktemp("models")
     train_and_export(tiny_recipe("tiny-images", num_levels=2, bits=4), tiny_images(), folder / "tiny-images.pt")
     train_and_export(tiny_recipe("tiny-table"), tiny_table(), folder / "tiny-table.pt")
+    train_and_export(tiny_recipe("tiny-mixed"), tiny_mixed(), folder / "tiny-mixed.pt")
     return folder
 
 

@@ -5,12 +5,10 @@ import struct
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
-from pyarrow import parquet
 
-from model.data import DataError, Dataset, load
+from model.data import DataError, Selection, load
 from model.recipe import DataRecipe, load_splits
 
 PIXELS = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4)
@@ -39,30 +37,42 @@ def test_npy_and_npz_are_images_or_vectors_by_their_dimensions(tmp_path: Path) -
     np.save(tmp_path / "a.npy", np.eye(3))
     assert load(str(tmp_path / "a.npy")).kind == "vector"
     np.savez(tmp_path / "a.npz", X=PIXELS[:, None].repeat(3, 1), y=np.array([0, 1]))
-    data = load(str(tmp_path / "a.npz"))
-    assert data.shape == (3, 4, 4)
-    assert data.labels is not None
-    assert data.labels.tolist() == [0, 1]
+    assert load(str(tmp_path / "a.npz")).shape == (3, 4, 4)
+    second = load(str(tmp_path / "a.npz"), wanted=Selection(normal_label=1))
+    assert np.array_equal(second.x, PIXELS[1:, None].repeat(3, 1))
 
 
-def test_csv_and_parquet_keep_their_column_names_and_set_the_label_apart(tmp_path: Path) -> None:
-    csv = write(tmp_path / "a.csv", "height,label,weight\n1.5,1,2\n2.5,0,3\n")
-    parquet.write_table(pa.table({"height": [1.5, 2.5], "label": [1, 0], "weight": [2, 3]}), tmp_path / "a.parquet")
-    for source in (csv, str(tmp_path / "a.parquet")):
-        data = load(source, label_column="label")
-        assert data.columns == ["height", "weight"]
-        assert data.x.tolist() == [[1.5, 2.0], [2.5, 3.0]]
-        assert data.labels is not None
-        assert data.labels.tolist() == [1, 0]
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_source_of_images_holds_them_grey_or_coloured(tmp_path: Path, channels: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, channels, 4, 6)).astype(np.uint8)
+    (tmp_path / "images.idx.gz").write_bytes(gzip.compress(idx(images)))
+    np.save(tmp_path / "images.npy", images.astype(np.float32))
+    np.savez(tmp_path / "images.npz", images=images)
+    (tmp_path / "folder").mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image.transpose(1, 2, 0).squeeze()).save(tmp_path / "folder" / f"{i}.png")
+    for source in ("images.idx.gz", "images.npy", "images.npz", "folder"):
+        data = load(source, tmp_path)
+        assert data.x.dtype == np.uint8
+        assert np.array_equal(data.x, images), source
 
 
 def test_a_folder_of_images_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     for i, pixels in enumerate(PIXELS):
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
     assert np.array_equal(load(str(tmp_path)).x[:, 0], PIXELS)
-    (tmp_path / "colour").mkdir()
-    Image.fromarray(PIXELS[0]).convert("RGB").save(tmp_path / "colour" / "a.png")
-    assert load(str(tmp_path / "colour")).shape == (3, 4, 4)
+
+
+def test_a_grey_image_stays_grey_with_an_opacity(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS[0]).convert("LA").save(tmp_path / "a.png")
+    assert np.array_equal(load(str(tmp_path)).x, PIXELS[:1, None])
+
+
+def test_grey_and_coloured_images_in_one_folder_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+    Image.fromarray(PIXELS[0]).convert("RGB").save(tmp_path / "b.png")
+    with pytest.raises(DataError, match=r"b\.png: every image must be of one size, got \(3, 4, 4\) after \(1, 4, 4\)"):
+        load(str(tmp_path))
 
 
 def test_scikit_learn_sets_are_named() -> None:
@@ -77,9 +87,6 @@ def test_scikit_learn_sets_are_named() -> None:
     [
         ("a.csv", "", "cannot be read"),
         ("a.csv", "x,y\n", "holds no rows"),
-        ("a.csv", "x,y\n1,2\n3,nan\n", "row 1, column 'y' is missing; every value must be present"),
-        ("a.csv", "x,y\n1,2\n3,\n", "row 1, column 'y' is missing"),
-        ("a.csv", "x,y\n1,red\n", "column 'y' is of type string; expected numbers"),
         ("a.csv", "x,y\n1\n", "cannot be read"),
         ("a.parquet", "not parquet", "cannot be read"),
         ("a.npy", b"\x93NUMPY\x01\x00", "cannot be read"),
@@ -88,7 +95,6 @@ def test_scikit_learn_sets_are_named() -> None:
         ("a.idx", b"\0\0\x09\x01", "not an idx file of bytes"),
         ("a.idx", b"", "it starts with nothing"),
         ("a.idx", b"\0\0\x08\0\0\0\0\0", "not an idx file of bytes"),
-        ("a.csv", "x,x\n1,2\n", "two columns are named 'x'"),
         ("a-ubyte.gz", gzip.compress(idx(PIXELS))[:-9], "cannot be read"),
         ("a.txt", "1", "unknown kind of file"),
     ],
@@ -109,7 +115,6 @@ def test_unusable_arrays_are_named(tmp_path: Path) -> None:
         (np.zeros((2, 5, 4, 4)), "images must have 1 or 3 channels"),
         (np.zeros(()), "expected an array of rows"),
         (np.zeros(3), "expected vectors (N, D) or images"),
-        (np.array([[1.0, np.inf]]), "row 0, column 'x1' is inf; every value must be finite"),
         (np.array([["a"]]), "expected numbers"),
         (np.zeros((0, 3)), "holds no rows"),
     ):
@@ -124,6 +129,21 @@ def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
     Image.fromarray(PIXELS[0][:2]).save(tmp_path / "b.png")
     with pytest.raises(DataError, match=r"b\.png: every image must be of one size, got \(1, 2, 4\) after \(1, 4, 4\)"):
         load(str(tmp_path))
+
+
+@pytest.mark.parametrize(("total", "counts"), [(569, (513, 4, 29, 23)), (100, (90, 1, 5, 4)), (10, (6, 1, 1, 2))])
+def test_parts_may_be_shares_of_the_rows_rounded_up(tmp_path: Path, total: int, counts: tuple[int, ...]) -> None:
+    np.save(tmp_path / "a.npy", np.arange(2.0 * total).reshape(total, 2))
+    recipe = DataRecipe(train="a.npy", validation=0.007, calibration=0.05, test=0.04)
+    splits = load_splits(recipe, tmp_path)
+    assert splits.test is not None
+    sizes = [len(part.x) for part in (splits.fit, splits.validation, splits.calibration, splits.test)]
+    assert tuple(sizes) == counts
+
+
+def test_the_parts_are_views_of_one_array() -> None:
+    splits = load_splits(DataRecipe(train="sklearn:breast-cancer", validation=40, calibration=0.1), Path())
+    assert splits.fit.x.base is splits.validation.x.base is splits.calibration.x.base is not None
 
 
 def test_splits_are_disjoint_and_the_same_every_time() -> None:
@@ -161,15 +181,6 @@ def test_value_probabilities_are_positive_and_sum_to_one(tmp_path: Path) -> None
     np.save(tmp_path / "a.npy", np.full((2, 4, 4), 99))
     with pytest.raises(DataError, match="here: holds pixel 99, over 15, the most that the model takes"):
         load(str(tmp_path / "a.npy")).check_pixels(15, "here")
-
-
-def test_columns_are_matched_by_name_and_arrays_without_names_by_position() -> None:
-    named = Dataset(np.array([[1.0, 2.0, 3.0]]), ["a", "b", "label"])
-    assert named.columns_like(["b", "a"], "here").x.tolist() == [[2.0, 1.0]]
-    with pytest.raises(DataError, match="here: has no column 'c'; it has a, b, label"):
-        named.columns_like(["a", "c"], "here")
-    unnamed = Dataset(np.array([[1.0, 2.0]]), ["x0", "x1"])
-    assert unnamed.columns_like(["b", "a"], "here").x.tolist() == [[1.0, 2.0]]
 
 
 def test_sixteen_bit_images_are_refused(tmp_path: Path) -> None:

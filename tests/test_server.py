@@ -59,7 +59,7 @@ def server(*arguments: object) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
 def test_a_started_server_answers_and_a_signal_lets_it_finish_what_it_took(models_dir: Path) -> None:
     with server("--models", models_dir) as (url, process):
         names = [model["name"] for model in httpx.get(f"{url}/models").json()["models"]]
-        assert names == ["tiny-images", "tiny-table"]
+        assert names == ["tiny-images", "tiny-mixed", "tiny-table"]
         with (
             httpx.Client(base_url=url, timeout=60) as client,
             client.stream("GET", "/sample?n=2000&seed=1") as response,

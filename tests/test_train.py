@@ -16,8 +16,6 @@ import torch
 
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from model.cli import run_command
-from model.columns import add_column_noise, describe_columns
-from model.data import Dataset
 from model.divergence import DivergedError
 from model.recipe import Recipe, RecipeError, TrainingRecipe, parse_recipe, read_recipe
 from model.train import main, train
@@ -101,18 +99,6 @@ def test_learning_rate_warms_up_and_then_falls_to_its_final_fraction() -> None:
     assert rates == sorted(rates, reverse=True)
 
 
-def test_columns_are_told_apart_and_get_a_density() -> None:
-    random = np.random.default_rng(0)
-    x = np.stack([random.normal(size=500), random.integers(0, 9, 500), np.full(500, 7.0)], 1)
-    columns = describe_columns(Dataset(x, ["real", "count", "fixed"]))
-    assert [column.type for column in columns] == ["continuous", "integer", "constant"]
-    noise = add_column_noise(torch.from_numpy(x), columns, 0.0, torch.Generator().manual_seed(0)) - torch.from_numpy(x)
-    assert (noise[:, 0] == 0).all()
-    assert noise[:, 1].abs().max() <= 0.5
-    assert noise[:, 1].std().item() == pytest.approx(12**-0.5, rel=0.1)
-    assert noise[:, 2].std().item() == pytest.approx(columns[2].std, rel=0.1)
-
-
 def test_the_command_writes_checkpoints_pictures_and_a_report_and_resumes(tmp_path: Path) -> None:
     first = command(DIGITS, *QUICK, "--set=training.evaluate_every=3", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
@@ -173,6 +159,10 @@ def test_interrupting_leaves_a_usable_checkpoint(tmp_path: Path) -> None:
         ([DIGITS, "--set=training.steps=true"], "training.steps: Input should be a valid integer, got True"),
         ([DIGITS, "--set=training.learning_rate=inf"], "training.learning_rate: Input should be a finite number"),
         ([DIGITS, "--set=artifact.alpha=0.001"], "artifact.alpha must be at least 0.00498"),
+        ([DIGITS, "--set=data.calibration=0.01"], "smallest p-value of 18 rows (data.calibration = 0.01), got 0.01"),
+        ([DIGITS, "--set=data.validation=0"], "data.validation: must be a number of rows, at least 1, or a share"),
+        ([DIGITS, "--set=data.calibration=1.0"], "data.calibration: must be a number of rows, at least 1, or a share"),
+        ([DIGITS, "--set=data.test=1"], "data.test: must be another source, a number of rows, at least 2, or a share"),
         ([DIGITS, "--out", DIGITS], "File exists"),
         ([], "the following arguments are required: recipe"),
         ([DIGITS, "--resume"], "last.pt does not exist"),

@@ -7,7 +7,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-IMAGES, TABLE = "tiny-images", "tiny-table"
+IMAGES, MIXED, TABLE = "tiny-images", "tiny-mixed", "tiny-table"
 
 
 def npy(array: Any) -> bytes:
