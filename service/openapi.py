@@ -151,11 +151,15 @@ _BODY = [errors.BadRequest, errors.UnsupportedMediaType, *_RUN]
 
 _INPUTS: Schema = {
     "description": "Images as (B, C, H, W), (B, H, W) for one channel, (B, D), or base64 PNG or JPEG; "
-    "vectors as (B, D) or as records by column name. One answer a row.",
+    "vectors as (B, D) or as records by column name, categories by their names or their codes. One answer a row.",
     "anyOf": [
         {"type": "array", "minItems": 1, "items": {"type": "array"}},
         {"type": "array", "minItems": 1, "items": {"type": "string", "format": "byte"}},
-        {"type": "array", "minItems": 1, "items": {"type": "object", "additionalProperties": {"type": "number"}}},
+        {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "object", "additionalProperties": {"type": ["number", "string"]}},
+        },
     ],
 }
 _LATENTS: Schema = {"type": "array", "minItems": 1, "items": _NUMBERS, "description": "Latent codes (B, D)."}
@@ -313,8 +317,9 @@ def _example_inputs(manifest: Manifest) -> dict[str, Any]:
         return {"model": manifest.name, "inputs": [base64.b64encode(png).decode()]}
     if manifest.kind == "image":
         return {"model": manifest.name, "inputs": row.tolist()}
-    names = [column.name for column in manifest.columns]
-    return {"model": manifest.name, "inputs": [dict(zip(names, row[0].tolist(), strict=True))]}
+    values = zip(manifest.columns, row[0].tolist(), strict=True)
+    record = {column.name: column.categories[int(value)] if column.categories else value for column, value in values}
+    return {"model": manifest.name, "inputs": [record]}
 
 
 def _example_latents(manifest: Manifest) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from service.artifact import Manifest
 from service.codecs import image, json_body
+from service.columns import Column, listed_categories
 from service.errors import BadRequest, Unprocessable
 
 Array = npt.NDArray[Any]
@@ -19,8 +20,9 @@ def inputs_from_json(value: object, manifest: Manifest) -> Array:
     if isinstance(value, list) and value:
         if manifest.value_range is not None and manifest.is_picture and all(isinstance(item, str) for item in value):
             return image.read_base64(value, manifest.shape, manifest.value_range)
-        if manifest.kind == "vector" and all(isinstance(item, dict) for item in value):
-            return inputs_from_array(_records(value, manifest), manifest)
+        if manifest.kind == "vector":
+            rows = _from_records(value, manifest) if all(isinstance(item, dict) for item in value) else value
+            value = _with_codes(rows, manifest)
     return inputs_from_array(json_body.read_numbers(value, "inputs"), manifest)
 
 
@@ -42,6 +44,9 @@ def inputs_from_array(array: Array, manifest: Manifest) -> Array:
             raise Unprocessable(
                 f"{_path('inputs', position)} is {array[tuple(position)]}; pixels must lie in [{low}, {high}]"
             )
+    for j, column in enumerate(manifest.columns):
+        if column.type == "categorical":
+            _check_codes(array[:, j], column)
     return np.ascontiguousarray(array, manifest.input_dtype).reshape(-1, *manifest.shape)
 
 
@@ -61,7 +66,8 @@ def latents_from_array(array: Array, manifest: Manifest) -> Array:
     return np.clip(array, -limit, limit).astype(np.float32)
 
 
-def _records(records: list[dict[str, Any]], manifest: Manifest) -> Array:
+def _from_records(records: list[dict[str, Any]], manifest: Manifest) -> list[list[object]]:
+    """Order the values of records by column."""
     names = [column.name for column in manifest.columns]
     for i, record in enumerate(records):
         if record.keys() != set(names):
@@ -69,10 +75,39 @@ def _records(records: list[dict[str, Any]], manifest: Manifest) -> Array:
             extra = [name for name in record if name not in names]
             what = f"lacks column {missing[0]!r}" if missing else f"has an unknown column {extra[0][:100]!r}"
             raise Unprocessable(f"inputs[{i}] {what}; model {manifest.name} takes {len(names)} columns")
-        for name in names:
-            if isinstance(record[name], bool) or not isinstance(record[name], int | float):
-                raise Unprocessable(f"inputs[{i}][{name!r}] must be a number")
-    return np.array([[float(record[name]) for name in names] for record in records], np.float64)
+        for column in manifest.columns:
+            value = record[column.name]
+            by_name = column.type == "categorical" and isinstance(value, str)
+            if isinstance(value, bool) or not (by_name or isinstance(value, int | float)):
+                wanted = "a category or a number" if column.type == "categorical" else "a number"
+                raise Unprocessable(f"inputs[{i}][{column.name!r}] must be {wanted}")
+    return [[record[name] for name in names] for record in records]
+
+
+def _with_codes(rows: list[Any], manifest: Manifest) -> list[Any]:
+    """Replace the names of categories by their codes. Raises Unprocessable for a name that the model does not know."""
+    for j, column in enumerate(manifest.columns):
+        if column.type == "categorical":
+            for i, row in enumerate(rows):
+                if isinstance(row, list) and j < len(row) and isinstance(row[j], str):
+                    if row[j] not in column.codes:
+                        raise _unknown_category(i, column, repr(row[j][:100]))
+                    row[j] = column.codes[row[j]]
+    return rows
+
+
+def _check_codes(values: Array, column: Column) -> None:
+    """Raise Unprocessable where a value is not the code of a category."""
+    wrong = (values < 0) | (values >= len(column.categories)) | (values != np.floor(values))
+    for i in np.flatnonzero(wrong)[:1]:
+        raise _unknown_category(int(i), column, f"{values[i]:g}")
+
+
+def _unknown_category(row: int, column: Column, value: str) -> Unprocessable:
+    return Unprocessable(
+        f"inputs[{row}][{column.name!r}] is {value}, neither a category nor the code, 0 to "
+        f"{len(column.categories) - 1}, of one: {listed_categories(column.categories)}"
+    )
 
 
 def _refuse_empty(array: Array, name: str) -> None:

@@ -9,12 +9,14 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from model.recipe import Splits
+from model.recipe import DataRecipe, Splits, load_splits
 from service.app import create_app
 from service.artifact import Artifact, open_artifact, within_tolerance
 from service.settings import Settings
-from tests.wire import IMAGES, TABLE, npy, png, post, read_npy, read_png
+from tests.conftest import tiny_recipe, train_and_export
+from tests.wire import IMAGES, MIXED, TABLE, npy, png, post, read_npy, read_png
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,20 @@ async def test_every_form_of_a_row_is_the_same_row(client: httpx.AsyncClient) ->
     assert await post(client, "/log-likelihood", {"inputs": records, "model": TABLE}) == first
     response = await client.post(
         f"/log-likelihood?model={TABLE}", content=npy(rows), headers={"content-type": "application/x-npy"}
+    )
+    assert response.json() == first
+
+
+async def test_a_category_is_its_name_or_its_code(client: httpx.AsyncClient) -> None:
+    codes = [[2.0, 1.5, 3, 7, 1.5], [0.0, 0.1, 4, 7, 0.1]]
+    named = [["red", *codes[0][1:]], ["blue", *codes[1][1:]]]
+    records = [dict(zip(("copy", "fixed", "count", "size", "color"), row[::-1], strict=True)) for row in named]
+    first = await post(client, "/log-likelihood", {"inputs": codes, "model": MIXED})
+    assert first["log_likelihood"][0] != first["log_likelihood"][1]
+    for inputs in (named, records, [named[0], codes[1]]):
+        assert await post(client, "/log-likelihood", {"inputs": inputs, "model": MIXED}) == first
+    response = await client.post(
+        f"/log-likelihood?model={MIXED}", content=npy(codes), headers={"content-type": "application/x-npy"}
     )
     assert response.json() == first
 
@@ -202,7 +218,7 @@ async def test_reproducible_answers_are_the_same_bits_whatever_the_batch(client:
 async def test_models_are_listed_and_described(client: httpx.AsyncClient, table: Artifact) -> None:
     listing = (await client.get("/models")).json()
     assert listing["default"] == IMAGES
-    assert [model["name"] for model in listing["models"]] == [IMAGES, TABLE]
+    assert [model["name"] for model in listing["models"]] == [IMAGES, MIXED, TABLE]
     public = (await client.get(f"/models/{TABLE}")).json()
     assert [column["name"] for column in public["columns"]] == ["a", "b", "count"]
     assert public["version"] == table.manifest.version
@@ -211,7 +227,7 @@ async def test_models_are_listed_and_described(client: httpx.AsyncClient, table:
     assert "values" not in public["calibration"]
 
 
-@pytest.mark.parametrize("name", [IMAGES, TABLE])
+@pytest.mark.parametrize("name", [IMAGES, MIXED, TABLE])
 async def test_the_example_of_a_model_is_a_valid_request(client: httpx.AsyncClient, name: str) -> None:
     example = (await client.get(f"/models/{name}/example")).json()
     expected = (await post(client, "/log-likelihood", example))["log_likelihood"]
@@ -224,6 +240,27 @@ async def test_the_example_of_a_model_is_a_valid_request(client: httpx.AsyncClie
         picture = await client.get(f"/models/{name}/example", headers={"accept": "image/png"})
         response = await client.post("/log-likelihood", content=picture.content, headers={"content-type": "image/png"})
         assert response.json()["log_likelihood"] == pytest.approx(expected)
+
+
+async def test_a_folder_of_coloured_images_is_trained_exported_and_scored(settings: Settings, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (60, 4, 4, 3), np.uint8).repeat(2, 1).repeat(2, 2)
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "images" / f"{i:02}.png")
+    splits = load_splits(DataRecipe(train="images", validation=10, calibration=10), tmp_path)
+    train_and_export(tiny_recipe("colours", num_levels=2), splits, tmp_path / "colours.pt")
+    app = create_app(settings.model_copy(update={"models": [tmp_path / "colours.pt"], "default_model": None}))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        content = (tmp_path / "images" / "00.png").read_bytes()
+        picture = await client.post("/log-likelihood", content=content, headers={"content-type": "image/png"})
+        planes = await post(client, "/log-likelihood", {"inputs": images[:1].transpose(0, 3, 1, 2).tolist()})
+        assert picture.json() == planes
+        sample = await client.get("/sample?n=4&format=png")
+        assert read_png(sample.content).shape == (16, 16, 3)
 
 
 async def test_a_deadline_is_answered_504(settings: Settings) -> None:

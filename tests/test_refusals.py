@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from tests.wire import IMAGES, TABLE, npy, png
+from tests.wire import IMAGES, MIXED, TABLE, npy, png
 
 GOOD = [[0.0] * 64]
 
@@ -57,7 +57,7 @@ GOOD = [[0.0] * 64]
         ("/log-likelihood", {"inputs": GOOD, "alpha": "0.1"}, 422, "alpha: Input should be a valid number"),
         ("/log-likelihood", {"inputs": GOOD, "dequantization": {"samples": 0}}, 422, "dequantization.samples"),
         ("/log-likelihood", {"inputs": GOOD, "dequantization": {"samples": 256}}, 413, "GLOW_MAX_REQUEST_ROWS"),
-        ("/log-likelihood", {"inputs": GOOD, "model": "none"}, 404, "served are tiny-images, tiny-table"),
+        ("/log-likelihood", {"inputs": GOOD, "model": "none"}, 404, "served are tiny-images, tiny-mixed, tiny-table"),
         ("/log-likelihood", {"inputs": GOOD * 257}, 413, "257 rows"),
         ("/log-likelihood", {"inputs": [{"a": 1}], "model": TABLE}, 422, "inputs[0] lacks column 'b'"),
         (
@@ -72,6 +72,34 @@ GOOD = [[0.0] * 64]
             422,
             "inputs[0]['b'] must be",
         ),
+        (
+            "/log-likelihood",
+            {"inputs": [{"color": "red", "size": 1, "count": 1, "fixed": 7, "copy": "1"}], "model": MIXED},
+            422,
+            "inputs[0]['copy'] must be a number",
+        ),
+        (
+            "/log-likelihood",
+            {"inputs": [{"color": True, "size": 1, "count": 1, "fixed": 7, "copy": 1}], "model": MIXED},
+            422,
+            "inputs[0]['color'] must be a category or a number",
+        ),
+        (
+            "/log-likelihood",
+            {"inputs": [{"color": "violet", "size": 1, "count": 1, "fixed": 7, "copy": 1}], "model": MIXED},
+            422,
+            "inputs[0]['color'] is 'violet', neither a category nor the code, 0 to 2, of one: blue, green, red",
+        ),
+        (
+            "/encode",
+            {"inputs": [["red", 1, 1, 7, 1], ["x" * 10_000, 1, 1, 7, 1]], "model": MIXED},
+            422,
+            "inputs[1]['color'] is 'xxx",
+        ),
+        ("/encode", {"inputs": [[0, 1, 1, 7, 1], [3, 1, 1, 7, 1]], "model": MIXED}, 422, "inputs[1]['color'] is 3"),
+        ("/encode", {"inputs": [[-1, 1, 1, 7, 1]], "model": MIXED}, 422, "inputs[0]['color'] is -1"),
+        ("/encode", {"inputs": [[0.5, 1, 1, 7, 1]], "model": MIXED}, 422, "inputs[0]['color'] is 0.5"),
+        ("/encode", {"inputs": [[0, "red", 1, 7, 1]], "model": MIXED}, 422, "inputs[0][1] must be a number"),
         (
             "/log-likelihood",
             b'{"inputs": ' + b"[" * 1000 + b"true" + b"]" * 1000 + b"}",
