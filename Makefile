@@ -7,7 +7,7 @@ ARTIFACTS ?= fashion-mnist breast-cancer
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test check format artifacts bench-conditioners bench-plane bench-adbench clean
+.PHONY: serve test check format artifacts bench-conditioners bench-plane bench-adbench bench-why clean
 
 serve: $(VENV)/.serve
 	$(BIN)/python -m service --port $(PORT)
@@ -34,13 +34,18 @@ artifacts: $(VENV)/.test
 
 # Tables of what was measured; docs/results.md tells what each is.
 bench-conditioners: $(VENV)/.test
-	$(BIN)/python benchmarks/conditioners.py
+	$(BIN)/python -m benchmarks.conditioners
 
 bench-plane: $(VENV)/.test
-	$(BIN)/python benchmarks/plane.py
+	$(BIN)/python -m benchmarks.plane
 
 bench-adbench: $(VENV)/.test
-	$(BIN)/python benchmarks/adbench.py $(DATA)/adbench
+	$(BIN)/python -m benchmarks.adbench $(DATA)/adbench
+
+# A flow beside three other kinds of model: about 90 minutes on one core, on Fashion-MNIST where DATA holds it.
+bench-why: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.why_a_flow --seconds 300 \
+	    $(if $(wildcard $(DATA)/fashion-mnist),--data $(DATA)/fashion-mnist) --out benchmarks/why_a_flow/RESULTS.md
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

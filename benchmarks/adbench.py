@@ -1,4 +1,4 @@
-"""Anomaly detection on tables beside nearest neighbours: ``python benchmarks/adbench.py FOLDER``.
+"""Anomaly detection on tables beside nearest neighbours: ``python -m benchmarks.adbench FOLDER``.
 
 FOLDER holds ADBench's sets (npz with X and y, 1 = anomaly). Every set is trained with one recipe,
 ``model/recipes/table.toml``, none is tuned for; the score is -log p. One-class protocol of Livernoche et al. 2024

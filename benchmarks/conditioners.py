@@ -1,4 +1,4 @@
-"""What a conditioner costs where it will be served: ``python benchmarks/conditioners.py``.
+"""What a conditioner costs where it will be served: ``python -m benchmarks.conditioners``.
 
 Folds and scripts one conditioner of each width, as an artifact holds it, and measures on this machine, interleaved over
 rounds, its GFLOP/s and microseconds an input (medians) at a large batch and at batch 1. Choose a recipe's width from

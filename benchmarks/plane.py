@@ -1,4 +1,4 @@
-"""Divergence of trained flows from densities of the plane that are known: ``python benchmarks/plane.py``.
+"""Divergence of trained flows from densities of the plane that are known: ``python -m benchmarks.plane``.
 
 For each density, draws 200,000 points, trains the recipe ``model/recipes/plane.toml`` on them and estimates
 KL(p || q) = E_p[log p(x) - log q(x)] over 100,000 further draws, with its standard error, nats.
