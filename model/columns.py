@@ -13,7 +13,9 @@ from model.bijections import Standardize
 from model.dataset import Array, DataError, Dataset, release_pages
 from service.artifact import NOISE_FLOOR, Column
 
+TAIL = 3.0  # scales from its centre at which a table's values begin to be drawn in
 _BIN_VARIANCE = 1 / 12  # of uniform noise in a bin of width 1
+_QUARTILES_OF_NORMAL = 1.349  # standard deviations between the quartiles of a normal distribution
 
 
 def describe_columns(data: Dataset) -> list[Column]:
@@ -38,15 +40,27 @@ def _describe(name: str, values: Array, categories: list[str]) -> Column:
         mean, std = (float(values[0]), 0.0) if constant else (float(values.mean()), float(values.std()))
     if not (math.isfinite(std) and math.isfinite(mean)) or (std < 1e-150 and not constant):
         raise DataError(f"column {name!r} has mean {mean} and standard deviation {std}, beyond what can be scaled")
-    binned = (std**2 + _BIN_VARIANCE) ** 0.5  # a column of bins has their variance on top of its own
+    center, scale = robust_location(values, std)
+    binned = (scale**2 + _BIN_VARIANCE) ** 0.5  # a column of bins has their variance on top of its own
     if categories:
-        return Column(name=name, type="categorical", center=mean, scale=binned, categories=categories)
+        return Column(name=name, type="categorical", center=center, scale=binned, categories=categories)
     if constant:
         column = Column(name=name, type="constant", center=mean, scale=NOISE_FLOOR * max(abs(mean), 1.0))
         return column.model_copy(update={"scale": _BIN_VARIANCE**0.5}) if column.quantized else column
     if np.array_equal(values, np.round(values)):
-        return Column(name=name, type="integer", center=mean, scale=binned)
-    return Column(name=name, type="continuous", center=mean, scale=std)
+        return Column(name=name, type="integer", center=center, scale=binned)
+    return Column(name=name, type="continuous", center=center, scale=scale)
+
+
+def robust_location(values: Array, std: float) -> tuple[float, float]:
+    """Return the median and the distance of the quartiles, in standard deviations of a normal distribution.
+
+    A few wild values move neither. Where at least half of the values are equal, or the quartiles lie within a tenth of
+    the standard deviation, the latter decides: a column's rare values are not to be drawn in as if they were wild.
+    """
+    low, median, high = (float(quantile) for quantile in np.quantile(values, [0.25, 0.5, 0.75]))
+    spread = (high - low) / _QUARTILES_OF_NORMAL
+    return median, max(spread, std / 10) if spread > 0 else std
 
 
 def unit_of(columns: list[Column]) -> Tensor:
@@ -59,7 +73,7 @@ def standardizer(columns: list[Column]) -> Standardize:
     center, scale = (
         torch.tensor([getattr(column, name) for column in columns], dtype=torch.float64) for name in ("center", "scale")
     )
-    return Standardize(center[:, None, None], scale[:, None, None])
+    return Standardize(center[:, None, None], scale[:, None, None], TAIL)
 
 
 def add_column_noise(x: Tensor, columns: list[Column], smoothing: float, generator: torch.Generator) -> Tensor:

@@ -40,7 +40,7 @@ def as_inputs(data: Dataset) -> Tensor:
 def noisy(data: Dataset, columns: list[Column], smoothing: float = 0.0) -> Tensor:
     """Rows as their published likelihood is measured: images and integer columns under uniform noise, always the same.
 
-    ``smoothing`` is that of training, in standard deviations of a column; none where a likelihood is measured.
+    ``smoothing`` is that of training, in scales of a column; none where a likelihood is measured.
     """
     generator = torch.Generator().manual_seed(NOISE_SEED)
     if data.kind == "image":
@@ -60,7 +60,7 @@ def likelihood(module: torch.jit.ScriptModule, data: Dataset, columns: list[Colu
 
 
 def round_trip_error(module: torch.jit.ScriptModule, x: Tensor, columns: list[Column]) -> float:
-    """Largest |decode(encode(x)) - x|, in pixel units or in standard deviations of a column."""
+    """Largest |decode(encode(x)) - x|, in pixel units or in scales of a column."""
     unit = unit_of(columns)
     with torch.inference_mode():
         errors: list[float] = [

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import load_checkpoint
+from model.columns import TAIL
 from model.evaluate import BATCH, log_prob, noisy
 from model.floors import FIT_ROWS, HELD_OUT_ROWS, Floor, choose_rows, measure_floors
 from model.glow import Glow
@@ -102,10 +103,7 @@ def _facts(trainer: Trainer, splits: Splits) -> dict[str, Any]:
         "validation": _finite(trainer.best),
         "rows": {name: 0 if data is None else len(data.x) for name, data in vars(splits).items()},
         "data_digest": trainer.data_digest,
-        "columns": [
-            {**column.model_dump(), "treatment": getattr(column, "treatment", column.type)}
-            for column in trainer.columns
-        ],
+        "columns": [{**column.model_dump(), "treatment": column.treatment} for column in trainer.columns],
         "num_parameters": sum(parameter.numel() for parameter in trainer.flow.parameters()),
         "seed": trainer.recipe.training.seed,
         "steps": trainer.step,
@@ -188,8 +186,9 @@ def _markdown(report: dict[str, Any], pictures: list[str]) -> str:
         _table(["", ""], run.items()),
     ]
     if report["columns"]:
-        columns = [[column[key] for key in ("name", "treatment", "mean", "std")] for column in report["columns"]]
-        sections += ["## Columns", _table(["column", "treated as", "mean", "standard deviation"], columns)]
+        columns = [[column[key] for key in ("name", "treatment", "center", "scale")] for column in report["columns"]]
+        seen = f"The flow sees (x - centre) / scale, and beyond {TAIL:g} scales a logarithm of it."
+        sections += ["## Columns", seen, _table(["column", "what it becomes", "centre", "scale"], columns)]
     recipe = [
         [f"{table}.{key}", value]
         for table, values in report["recipe"].items()

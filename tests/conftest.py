@@ -35,6 +35,11 @@ def tiny_recipe(name: str, **model: object) -> Recipe:
     )
 
 
+def with_training(recipe: Recipe, **changes: object) -> Recipe:
+    """The recipe with other values under [training]."""
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})
+
+
 def tiny_images(num: int = 400) -> Splits:
     """Smooth grey 8x8 images of four bits."""
     random = np.random.default_rng(0)

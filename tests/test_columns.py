@@ -38,16 +38,35 @@ def whole() -> np.ndarray:
 
 def test_real_numbers_stay_as_they_are(real: np.ndarray) -> None:
     (column,) = columns_of(a=real)
-    assert (column.type, column.center, column.scale) == ("continuous", real.mean(), real.std())
+    assert column.type == "continuous"
     assert not noise_of([column]).any()
     assert column.treatment == "real numbers: as they are"
+
+
+def test_a_few_wild_values_move_neither_centre_nor_scale(real: np.ndarray) -> None:
+    wild = real.copy()
+    wild[:5] = 1e6
+    calm, disturbed = columns_of(a=real, b=wild)
+    assert calm.center == np.median(real)
+    assert calm.scale == pytest.approx(2, rel=0.1)
+    assert disturbed.center == pytest.approx(calm.center, abs=0.02)
+    assert disturbed.scale <= max(calm.scale * 1.02, wild.std() / 10)
+
+
+def test_a_column_that_is_mostly_one_value_is_scaled_by_its_standard_deviation() -> None:
+    rare = np.zeros(NUM)
+    rare[::10] = 0.7
+    (column,) = columns_of(a=rare)
+    assert column.center == 0
+    assert column.scale == pytest.approx(rare.std())
 
 
 def test_whole_numbers_and_codes_of_categories_fill_bins_of_width_1(whole: np.ndarray) -> None:
     columns = columns_of(count=whole, color=whole)
     assert [column.type for column in columns] == ["integer", "categorical"]
     for column, noise in zip(columns, noise_of(columns).T, strict=True):
-        assert column.scale == pytest.approx((whole.var() + 1 / 12) ** 0.5)
+        assert column.center == 1
+        assert column.scale == pytest.approx(((2 / 1.349) ** 2 + 1 / 12) ** 0.5)  # the quartiles are 0 and 2
         assert in_bins(noise)
     assert columns[0].treatment == "whole numbers: uniform noise in bins of width 1"
     assert columns[1].treatment == "3 categories (blue, green, red): their codes, uniform noise in bins of width 1"

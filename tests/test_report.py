@@ -79,7 +79,7 @@ def test_the_report_has_the_promised_figures_and_pictures(kind: str, tmp_path: P
         assert (figures["rows"], figures["unit"]) == (100, "bits/dim" if images else "nats")
         assert f"{figures['value']:.3f} +- {figures['standard_error']:.3f} {figures['unit']}" in text
     assert [column["treatment"] for column in report["columns"]] == (
-        [] if images else ["continuous", "continuous", "integer"]
+        [] if images else ["real numbers: as they are"] * 2 + ["whole numbers: uniform noise in bins of width 1"]
     )
     pictures = {"latents.png", "temperatures.png" if images else "samples.png"}
     assert {path.name for path in tmp_path.glob("*.png")} == pictures
@@ -127,7 +127,7 @@ def test_names_of_columns_cannot_break_the_tables_or_the_pictures(tmp_path: Path
     random = np.random.default_rng(0)
     names = ["a|b\nc", r"$\nonsense{$"]
     _, text = report_of(divide(Dataset(random.normal(size=(80, 2)), names)), tmp_path)
-    assert r"| a\|b c | continuous |" in text
+    assert r"| a\|b c | real numbers: as they are |" in text
     assert (tmp_path / "samples.png").exists()
 
 

@@ -16,11 +16,10 @@ import torch
 
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from model.cli import run_command
-from model.divergence import DivergedError
-from model.recipe import Recipe, RecipeError, TrainingRecipe, parse_recipe, read_recipe
+from model.recipe import RecipeError, TrainingRecipe, parse_recipe, read_recipe
 from model.train import main, train
 from model.trainer import Trainer, learning_rate
-from tests.conftest import tiny_images, tiny_recipe, tiny_table
+from tests.conftest import tiny_images, tiny_recipe, tiny_table, with_training
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "model" / "recipes" / "digits.toml"
@@ -213,91 +212,6 @@ def test_a_failed_write_leaves_the_previous_checkpoint(tmp_path: Path, monkeypat
         save_checkpoint(trainer.checkpoint(), tmp_path / "last.pt")
     assert (tmp_path / "last.pt").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
-
-
-def with_training(recipe: Recipe, **changes: object) -> Recipe:
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})
-
-
-def test_a_run_whose_weights_are_ruined_goes_back_and_finishes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Both ways to diverge: gradients that are not finite, and a loss that rises by more than a nat per dimension."""
-    for ruin in (math.nan, 30.0):
-        recipe = with_training(tiny_recipe("a"), steps=80, evaluate_every=20, checkpoint_every=20)
-        trainer = Trainer(recipe, tiny_table())
-        ruin_weights_after(trainer, 45, ruin)
-        out = tmp_path / str(ruin)
-        assert train(trainer, out)
-        assert (trainer.step, trainer.rollbacks) == (80, 1)
-        assert "going back to step 40, learning rate halved" in capsys.readouterr().out
-        assert [entry["step"] for entry in trainer.history] == [20, 40, 60, 80]
-        assert abs(trainer.history[-1]["validation"] - trainer.history[1]["validation"]) < 1
-        assert load_checkpoint(out / "last.pt").rollbacks == 1
-
-
-def ruin_weights_after(trainer: Trainer, step: int, factor: float, times: int = 1) -> None:
-    """Multiply the flow's parameters when the run comes to a step, as so many hardware and numerical faults do."""
-    take_step, left = trainer.train_step, [times]
-
-    def step_or_ruin(stop: bool = False) -> tuple[dict[str, float], bool]:
-        if trainer.step == step and left[0]:
-            left[0] -= 1
-            for parameter in trainer.flow.parameters():
-                parameter.data *= factor
-        return take_step(stop)
-
-    trainer.train_step = step_or_ruin  # type: ignore[method-assign]
-
-
-def test_a_run_that_diverges_again_and_again_ends_with_its_last_sound_state(tmp_path: Path) -> None:
-    recipe = with_training(tiny_recipe("a"), steps=80, evaluate_every=20, checkpoint_every=20)
-    trainer = Trainer(recipe, tiny_table())
-    ruin_weights_after(trainer, 25, math.nan, times=100)
-    with pytest.raises(DivergedError, match=r"step 35: 10 steps in a row .* gone back 5 times already"):
-        train(trainer, tmp_path)
-    last = load_checkpoint(tmp_path / "last.pt")
-    assert last.step == 20
-    assert all(torch.isfinite(value).all() for value in last.flow.values())
-
-
-def test_an_attempt_after_going_back_draws_other_rows_at_half_the_rate() -> None:
-    trainer = Trainer(tiny_recipe("a"), tiny_table())
-    trainer.train_step()
-    rate, rows = trainer.optimizer.param_groups[0]["lr"], trainer._batch_rows()
-    trainer.roll_back("a test")
-    assert (trainer.step, trainer.rollbacks) == (0, 1)
-    trainer.train_step()
-    assert trainer.optimizer.param_groups[0]["lr"] == rate / 2
-    assert not torch.equal(trainer._batch_rows(), rows)
-
-
-def test_a_run_resumed_after_going_back_is_that_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    recipe = with_training(tiny_recipe("a"), steps=80, evaluate_every=20, checkpoint_every=20)
-    whole = Trainer(recipe, tiny_table())
-    ruin_weights_after(whole, 25, math.nan)
-    train(whole, tmp_path / "whole")
-    first = Trainer(with_training(recipe, steps=60), tiny_table())
-    first.recipe = recipe  # so that the schedule is that of 80 steps
-    ruin_weights_after(first, 25, math.nan)
-    while first.step < 60:
-        diverged = first.watch.observe(
-            *(lambda figures: (figures["loss"], bool(figures["skipped"])))(first.train_step()[0])
-        )
-        if diverged:
-            first.roll_back(diverged)
-        elif first.step % 20 == 0:
-            save_checkpoint(first.mark_sound(), tmp_path / "last.pt")
-    resumed = Trainer(recipe, tiny_table(), load_checkpoint(tmp_path / "last.pt"))
-    train(resumed, tmp_path / "resumed")
-    for name, value in whole.flow.state_dict().items():
-        assert torch.equal(value, resumed.flow.state_dict()[name]), name
-
-
-def test_a_sound_run_never_goes_back(tmp_path: Path) -> None:
-    trainer = Trainer(with_training(tiny_recipe("a"), steps=60, learning_rate=2e-2), tiny_table())
-    train(trainer, tmp_path, progress=False)
-    assert trainer.rollbacks == 0
 
 
 def test_a_run_without_a_better_evaluation_for_its_patience_is_complete(
