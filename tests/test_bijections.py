@@ -206,6 +206,13 @@ def test_log_det_of_a_1x1_convolution_is_pixels_times_that_of_its_matrix() -> No
     torch.testing.assert_close(layer(torch.randn(2, 3, 4, 5, dtype=torch.float64))[1], expected.expand(2))
 
 
+def test_a_1x1_convolution_by_its_factors_is_that_by_its_matrix() -> None:
+    layer = InvertibleConv1x1(9).double()
+    x = torch.randn(100, 9, 1, 1, dtype=torch.float64)
+    few = torch.cat([layer(row)[0] for row in torch.split(x, 4)])
+    torch.testing.assert_close(few, layer(x)[0])
+
+
 def test_log_det_of_a_chain_is_the_sum_over_its_layers() -> None:
     layers: list[Bijection] = [ActNorm(4), InvertibleConv1x1(4), by_channels(Affine())]
     for layer in layers:
@@ -355,7 +362,7 @@ def set_weight(layer: InvertibleConv1x1, weight: Tensor) -> None:
     """Give the layer a matrix, through its LU parameters."""
     permutation, lower, upper = torch.linalg.lu(weight)
     with torch.no_grad():
-        layer.permutation.copy_(permutation)
+        layer.order.copy_(permutation.argmax(1))
         layer.lower.copy_(lower.tril(-1))
         layer.upper.copy_(upper.triu(1))
         layer.sign.copy_(upper.diagonal().sign())

@@ -105,44 +105,43 @@ class Spline(Elementwise):
         lengths = 2 * self.bound * shares
         return torch.cumsum(lengths, 1) - lengths - self.bound, lengths
 
-    def bin_of(self, value: Tensor, lefts: Tensor) -> Tensor:
-        """Index of the bin that holds each entry: (B, 1, C, H, W)."""
-        return (value[:, None] >= lefts[:, 1:]).sum(1, keepdim=True)
-
-    def split(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Bring the parameters to (B, K, C, H, W): raw widths, raw heights and K + 1 slopes."""
-        batch, channels, height, width = x.shape
+    def bin_of(
+        self, value: Tensor, params: Tensor, by_height: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The bin that holds each entry: x_k, dx, y_k, dy, d_k and d_{k+1}, each (B, C, H, W)."""
+        batch, channels, height, width = value.shape
         raw = params.reshape(batch, self.num_params, channels, height, width)
-        widths, heights, inner = torch.split(raw, [self.num_bins, self.num_bins, self.num_bins - 1], 1)
-        slopes = self.min_slope + F.softplus(inner + self.unit_slope)
-        return widths, heights, F.pad(slopes, [0, 0, 0, 0, 0, 0, 1, 1], value=1.0)
-
-    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        raw_widths, raw_heights, slopes = self.split(x, params)
+        raw_widths, raw_heights, inner = torch.split(raw, [self.num_bins, self.num_bins, self.num_bins - 1], 1)
+        slopes = F.pad(self.min_slope + F.softplus(inner + self.unit_slope), [0, 0, 0, 0, 0, 0, 1, 1], value=1.0)
         x_lefts, widths = self.knots(raw_widths)
         y_lefts, heights = self.knots(raw_heights)
+        lefts = y_lefts if by_height else x_lefts
+        index = (value[:, None] >= lefts[:, 1:]).sum(1, keepdim=True)
+        return (
+            pick(x_lefts, index),
+            pick(widths, index),
+            pick(y_lefts, index),
+            pick(heights, index),
+            pick(slopes, index),
+            pick(slopes, index + 1),
+        )
+
+    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         inside = x.clamp(-self.bound, self.bound)
-        index = self.bin_of(inside, x_lefts)
-        dx, dy = pick(widths, index), pick(heights, index)
-        d0, d1 = pick(slopes, index), pick(slopes, index + 1)
-        xi = ((inside - pick(x_lefts, index)) / dx).clamp(0, 1)
+        x0, dx, y0, dy, d0, d1 = self.bin_of(inside, params, by_height=False)
+        xi = ((inside - x0) / dx).clamp(0, 1)
         s = dy / dx
         rest = xi * (1 - xi)
         denominator = s + (d0 + d1 - 2 * s) * rest
-        z = pick(y_lefts, index) + dy * (s * xi * xi + d0 * rest) / denominator
+        z = y0 + dy * (s * xi * xi + d0 * rest) / denominator
         return self.or_identity(x, z, log_slope(s, d0, d1, xi, denominator))
 
     @torch.jit.export
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        raw_widths, raw_heights, slopes = self.split(z, params)
-        x_lefts, widths = self.knots(raw_widths)
-        y_lefts, heights = self.knots(raw_heights)
         inside = z.clamp(-self.bound, self.bound)
-        index = self.bin_of(inside, y_lefts)
-        dx, dy = pick(widths, index), pick(heights, index)
-        d0, d1 = pick(slopes, index), pick(slopes, index + 1)
+        x0, dx, y0, dy, d0, d1 = self.bin_of(inside, params, by_height=True)
         s = dy / dx
-        offset = inside - pick(y_lefts, index)
+        offset = inside - y0
         bend = offset * (d0 + d1 - 2 * s)
         a = dy * (s - d0) + bend
         b = dy * d0 - bend
@@ -150,8 +149,7 @@ class Spline(Elementwise):
         # Rounding can take the discriminant a little below 0, and the root a little out of its bin.
         xi = (2 * c / (-b - torch.sqrt((b * b - 4 * a * c).clamp_min(0)))).clamp(0, 1)
         denominator = s + (d0 + d1 - 2 * s) * xi * (1 - xi)
-        x = pick(x_lefts, index) + dx * xi
-        return self.or_identity(z, x, log_slope(s, d0, d1, xi, denominator))
+        return self.or_identity(z, x0 + dx * xi, log_slope(s, d0, d1, xi, denominator))
 
     def or_identity(self, value: Tensor, mapped: Tensor, log_slopes: Tensor) -> tuple[Tensor, Tensor]:
         """Choose the identity for entries out of the interval."""
