@@ -31,6 +31,7 @@ from model.fold import fold
 from model.recipe import Splits, read_recipe
 from model.train import train
 from model.trainer import Trainer
+from service.artifact import compile_module
 
 RECIPE = Path(__file__).parents[1] / "model" / "recipes" / "table.toml"
 FEWEST, MOST = 1_000, 50_000
@@ -86,7 +87,7 @@ def flow_scores(train_rows: Array, test_rows: Array, seed: int, changes: list[st
     with tempfile.TemporaryDirectory() as out:
         train(Trainer(recipe, splits), Path(out), progress=False)
         flow = load_checkpoint(Path(out) / "best.pt").averaged_flow()
-    scores: Array = -log_prob(torch.jit.script(fold(flow)), torch.from_numpy(test_rows)).numpy()
+    scores: Array = -log_prob(compile_module(fold(flow), ["log_prob"]), torch.from_numpy(test_rows)).numpy()
     return scores
 
 

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.fold import fold_convolutions
 from model.nets import ConvNet, ResidualMLP
-from service.artifact import freeze, load_records, script
+from service.artifact import compile_module, freeze, load_records, save
 
 BATCHES = (64, 1)
 ROUNDS = 15
@@ -52,7 +52,7 @@ def frozen(net: nn.Module) -> Callable[[Tensor], Tensor]:
     """The network as the engine runs it: folded, scripted, saved, loaded and frozen."""
     holder = nn.Sequential(net)
     fold_convolutions(holder)
-    return freeze(load_records(script(holder.eval().requires_grad_(False))), [])
+    return freeze(load_records(save(compile_module(holder.eval().requires_grad_(False), []))), [])
 
 
 def flop_of(net: nn.Module, x: Tensor) -> int:

@@ -15,13 +15,13 @@ from model.columns import add_column_noise, unit_of
 from model.data import DataError, Dataset, Selection, load
 from model.glow import Glow
 from model.likelihood import dequantize, mean_likelihood
-from service.artifact import Artifact, Column, Manifest, TestResult, open_artifact
+from service.artifact import Artifact, Column, Manifest, Program, TestResult, open_artifact
 
 BATCH = 256
 NOISE_SEED = 0
 
 
-def log_prob(module: torch.jit.ScriptModule | Glow, x: Tensor) -> Tensor:
+def log_prob(module: Program | Glow, x: Tensor) -> Tensor:
     """Log-likelihoods of any number of rows, in batches: (N, *shape) -> (N,) nats."""
     with torch.inference_mode():
         return torch.cat([module.log_prob(batch) for batch in _batches(x, "scoring")])
@@ -48,7 +48,7 @@ def noisy(data: Dataset, columns: list[Column], smoothing: float = 0.0) -> Tenso
     return add_column_noise(as_inputs(data), columns, smoothing, generator)
 
 
-def likelihood(module: torch.jit.ScriptModule, data: Dataset, columns: list[Column]) -> TestResult:
+def likelihood(module: Program, data: Dataset, columns: list[Column]) -> TestResult:
     """Mean likelihood of data in its published form, and its standard error over the rows.
 
     Images: bits per dimension under uniform dequantization noise, a lower bound of the probability of the integers.
@@ -59,7 +59,7 @@ def likelihood(module: torch.jit.ScriptModule, data: Dataset, columns: list[Colu
     return TestResult(bits_per_dim=bits, nats=nats, standard_error=mean.standard_error, rows=mean.rows)
 
 
-def round_trip_error(module: torch.jit.ScriptModule, x: Tensor, columns: list[Column]) -> float:
+def round_trip_error(module: Program, x: Tensor, columns: list[Column]) -> float:
     """Largest |decode(encode(x)) - x|, in pixel units or in scales of a column."""
     unit = unit_of(columns)
     with torch.inference_mode():
@@ -70,14 +70,14 @@ def round_trip_error(module: torch.jit.ScriptModule, x: Tensor, columns: list[Co
     return max(errors)
 
 
-def prior_draws(module: torch.jit.ScriptModule, num: int, num_dims: int) -> Tensor:
+def prior_draws(module: Program, num: int, num_dims: int) -> Tensor:
     """Decode so many draws z ~ N(0, I), always the same: (num, *shape). Every one has to be finite."""
     z = torch.randn(num, num_dims, generator=torch.Generator().manual_seed(NOISE_SEED))
     with torch.inference_mode():
         return torch.cat([module.decode(batch) for batch in _batches(z, "decoding")])
 
 
-def rows_per_second(module: torch.jit.ScriptModule, x: Tensor) -> float:
+def rows_per_second(module: Program, x: Tensor) -> float:
     """Median throughput of log_prob at the batch size of evaluation."""
     batch = x[:BATCH]
     times = []

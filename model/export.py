@@ -18,7 +18,16 @@ from model.fold import fold, statistics_names
 from model.glow import Glow
 from model.recipe import Splits, load_splits
 from service import artifact
-from service.artifact import ROUND_TRIP_TOLERANCE, ArtifactError, Calibration, Column, Golden, LatentPart, Manifest
+from service.artifact import (
+    ROUND_TRIP_TOLERANCE,
+    ArtifactError,
+    Calibration,
+    Column,
+    Golden,
+    LatentPart,
+    Manifest,
+    Program,
+)
 
 GOLDEN_ROWS = 4
 CHECKED_ROWS = 64
@@ -34,7 +43,7 @@ def export(checkpoint: Checkpoint, splits: Splits, out: Path) -> Manifest:
     if splits.fit.digest != checkpoint.data_digest:
         raise DataError(f"{checkpoint.recipe.data.train}: not the data that the checkpoint was trained on")
     flow = checkpoint.averaged_flow()
-    records = artifact.script(fold(flow))
+    records = artifact.save(artifact.compile_module(fold(flow), artifact.methods_of(splits.fit.kind)))
     module = artifact.load_records(records)
     held_out = as_inputs(splits.calibration)
     verify(module, flow, held_out[:CHECKED_ROWS], checkpoint.columns)
@@ -67,7 +76,7 @@ def export(checkpoint: Checkpoint, splits: Splits, out: Path) -> Manifest:
     return manifest
 
 
-def verify(module: torch.jit.ScriptModule, flow: Glow, x: Tensor, columns: list[Column]) -> None:
+def verify(module: Program, flow: Glow, x: Tensor, columns: list[Column]) -> None:
     """Compare the exported module with the eager flow on rows x and on draws from the prior. Raises ArtifactError.
 
     Rows so extreme that the flow itself overflows are left out: the module answers them with finite stand-ins.
@@ -100,7 +109,7 @@ def relative_error(values: Tensor, expected: Tensor) -> float:
     return ((values - expected).abs() / (expected.abs() / 1000).clamp_min(1)).max().item()
 
 
-def golden_case(module: torch.jit.ScriptModule, x: Tensor) -> Golden:
+def golden_case(module: Program, x: Tensor) -> Golden:
     """Record the answers of this machine to a few held-out rows."""
     with torch.inference_mode():
         latents, values = module.encode(x)

@@ -39,7 +39,6 @@ class FoldedStep(nn.Module):
         z, log_slopes = self.coupling.transform(F.conv2d(x, self.weight, self.bias))
         return z, log_slopes.sum(1, dtype=torch.float64)
 
-    @torch.jit.export
     def inverse(self, z: Tensor) -> Tensor:
         return F.conv2d(self.coupling.untransform(z)[0], self.inverse_weight, self.inverse_bias)
 
@@ -63,7 +62,6 @@ class FoldedLevel(nn.Module):
             total = total + log_det
         return x, total
 
-    @torch.jit.export
     def inverse(self, z: Tensor) -> Tensor:
         for step in self.steps[::-1]:
             z = step.inverse(z)
@@ -124,7 +122,6 @@ class FoldedFlow(nn.Module):
             log_det = log_det + term.sum([1, 2])
         return log_normal(z).sum(1), log_det
 
-    @torch.jit.export
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return z and log_prob."""
         z, log_dets = self.analyse(x)
@@ -134,12 +131,10 @@ class FoldedFlow(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.log_prob(x)
 
-    @torch.jit.export
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) per unit of the user's units."""
         return self.encode(x)[1]
 
-    @torch.jit.export
     def decode(self, z: Tensor) -> Tensor:
         """Return x in the user's units, not rounded."""
         parts = torch.split(z, self.latent_sizes, 1)
@@ -152,7 +147,6 @@ class FoldedFlow(nn.Module):
         x = self.inputs.inverse(x)[0]
         return torch.nan_to_num(x[:, :, 0, 0] if len(self.shape) == 1 else x.float())
 
-    @torch.jit.export
     def statistics(self, x: Tensor) -> Tensor:
         """Return (B, S): log N of each level's part of z, log_det, and |z|^2 (``statistics_names``)."""
         z, log_dets = self.analyse(x)
@@ -165,7 +159,6 @@ class FoldedFlow(nn.Module):
 class FoldedImageFlow(FoldedFlow):
     """A folded flow of images, which can also tell where in the image the likelihood is lost."""
 
-    @torch.jit.export
     def log_prob_map(self, x: Tensor) -> Tensor:
         """Return (B, H, W) nats summing to log_prob.
 

@@ -111,7 +111,6 @@ class Glow(nn.Module):
         parts.append(x.flatten(1))
         return torch.cat(parts, 1), total + log_det
 
-    @torch.jit.export
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Decode z (B, D): x (B, *shape) in the user's units and log|det dx/dz| (B,), nats."""
         parts = torch.split(z, self.latent_sizes, 1)
@@ -127,13 +126,11 @@ class Glow(nn.Module):
             x = x[:, :, 0, 0]
         return x, total + log_det
 
-    @torch.jit.export
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of x (B, *shape) per unit of the user's units: (B,) nats, float64."""
         z, log_det = self.forward(x)
         return standard_normal_log_prob(z) + log_det
 
-    @torch.jit.unused
     def initialize(self, x: Tensor) -> None:
         """Set every data-dependent scale from one batch (B, *shape), front to back, as that batch flows through."""
         handles = [

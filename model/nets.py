@@ -31,7 +31,6 @@ class ActNormConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.log_scale = nn.Parameter(torch.zeros(out_channels))
 
-    @torch.jit.unused
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         """Set bias and log_scale from a batch of inputs (B, C, H, W)."""
@@ -43,7 +42,6 @@ class ActNormConv2d(nn.Module):
         scale = self.log_scale.exp()
         return F.conv2d(x, self.weight * scale[:, None, None, None], self.bias * scale, padding=self.padding)
 
-    @torch.jit.unused
     def folded(self) -> nn.Conv2d:
         """Return the plain convolution with the same answers."""
         out_channels, in_channels, kernel_size, _ = self.weight.shape

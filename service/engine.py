@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from service.artifact import Artifact, ArtifactError, Manifest, check_golden, freeze, open_artifact
+from service.artifact import Artifact, ArtifactError, Manifest, Program, check_golden, freeze, open_artifact
 from service.settings import Settings
 
 Array = npt.NDArray[Any]
@@ -48,7 +48,7 @@ class Engine:
         torch.set_num_threads(settings.threads or available_cpus())
         artifacts = [open_artifact(path) for path in find_artifacts(settings.models)]
         self.manifests: dict[str, Manifest] = {}
-        self._modules: dict[str, torch.jit.ScriptModule] = {}
+        self._modules: dict[str, Program] = {}
         for artifact in sorted(artifacts, key=lambda artifact: artifact.manifest.name):
             name = artifact.manifest.name
             if name in self.manifests:

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from model.data import Dataset
 from model.export import export
+from model.glow import Glow
 from model.recipe import Recipe, Splits, parse_recipe
 from model.trainer import Trainer
 from service.app import create_app
@@ -129,3 +130,12 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture(scope="session")
 def image_splits() -> Splits:
     return tiny_images()
+
+
+def perturbed(flow: Glow, scale: float = 0.2) -> Glow:
+    """A flow away from its initialisation, where couplings are the identity and prove nothing."""
+    torch.manual_seed(1)
+    flow = flow.double().eval().requires_grad_(False)
+    for parameter in flow.parameters():
+        parameter.add_(scale * torch.randn_like(parameter))
+    return flow

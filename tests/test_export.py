@@ -22,11 +22,13 @@ from model.trainer import Trainer
 from service.artifact import (
     ArtifactError,
     Manifest,
+    compile_module,
     load_records,
+    methods_of,
     open_artifact,
     pack,
+    save,
     save_artifact,
-    script,
     within_tolerance,
 )
 from tests.conftest import divide, tiny_images, tiny_recipe, tiny_table, train_and_export
@@ -150,7 +152,7 @@ def test_an_export_that_answers_otherwise_than_the_flow_is_refused() -> None:
     for _ in range(12):
         trainer.train_step()
     flow, x = trainer.checkpoint().averaged_flow(), torch.from_numpy(splits.calibration.x)
-    module = load_records(script(fold(flow)))
+    module = load_records(save(compile_module(fold(flow), methods_of("vector"))))
     verify(module, flow, x, trainer.columns)
     flow.top.steps[0].bias += 0.1  # type: ignore[index, union-attr]
     with pytest.raises(ArtifactError, match=r"exported .* differ"):

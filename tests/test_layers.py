@@ -39,6 +39,12 @@ def test_batching_knows_neither_torch_nor_http() -> None:
         assert not roots & {"torch", "fastapi", "starlette", "httpx"}, name
 
 
+def test_one_module_knows_torchscript() -> None:
+    paths = [*modules("model"), *modules("service"), *modules("benchmarks")]
+    knowing = [path.relative_to(ROOT).as_posix() for path in paths if "torch.jit" in path.read_text()]
+    assert knowing == ["service/artifact/torchscript.py"]
+
+
 def test_no_file_is_longer_than_a_person_can_hold_in_mind() -> None:
     for path in [*modules("model"), *modules("service"), *modules("tests"), *modules("benchmarks")]:
         assert len(path.read_text().splitlines()) <= 400, path

@@ -21,7 +21,6 @@ class ActNorm(ChannelAffine):
         self.bias = nn.Parameter(torch.zeros(num_channels))
         self.log_scale = nn.Parameter(torch.zeros(num_channels))
 
-    @torch.jit.unused
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         """Set bias = -mean and log_scale = -log(max(std, MIN_STD)) from a batch (B, C, H, W)."""
@@ -33,7 +32,6 @@ class ActNorm(ChannelAffine):
         z = (x + self.bias[:, None, None]) * torch.exp(self.log_scale)[:, None, None]
         return z, self._log_det(x)
 
-    @torch.jit.export
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         x = z * torch.exp(-self.log_scale)[:, None, None] - self.bias[:, None, None]
         return x, -self._log_det(z)
@@ -42,7 +40,6 @@ class ActNorm(ChannelAffine):
         per_pixel = self.log_scale.sum(dtype=torch.float64)
         return (x.shape[2] * x.shape[3] * per_pixel).expand(x.shape[0])
 
-    @torch.jit.unused
     def affine(self) -> tuple[Tensor, Tensor]:
         scale = self.log_scale.detach().double().exp()
         return torch.diag(scale), scale * self.bias.detach().double()

@@ -26,8 +26,8 @@ class Bijection(nn.Module):
     """An invertible map with a tractable Jacobian determinant.
 
     To add one: write ``forward`` and ``inverse`` with the signatures below, typed and free of anything TorchScript
-    cannot compile; decorate ``inverse`` with ``torch.jit.export``; add a row to the table in tests/test_bijections.py,
-    which checks every law. Neither method may write state: data-dependent initialisation is the verb ``initialize``.
+    cannot compile, and add a row to the table in tests/test_bijections.py, which checks every law. Neither method may
+    write state: data-dependent initialisation is the verb ``initialize``.
     """
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,6 @@ class ChannelAffine(Bijection):
     1x1 convolution when a flow is exported.
     """
 
-    @torch.jit.unused
     def affine(self) -> tuple[Tensor, Tensor]:
         """Return W (C, C) and b (C,) in float64."""
         raise NotImplementedError
@@ -66,7 +65,6 @@ class Chain(Bijection):
             total = total + log_det
         return x, total
 
-    @torch.jit.export
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         total = torch.zeros(z.shape[0], dtype=torch.float64, device=z.device)
         for step in self.steps[::-1]:

@@ -52,7 +52,6 @@ class InvertibleConv1x1(ChannelAffine):
             z = F.conv2d(x, self.weight()[:, :, None, None])
         return z, self._log_det(x)
 
-    @torch.jit.export
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         # Solve in float64: inverted in float32, a W of condition number 1e3 costs 1e-2 of round trip.
         inverse = torch.linalg.inv(self.weight().double()).to(z.dtype)
@@ -61,7 +60,6 @@ class InvertibleConv1x1(ChannelAffine):
     def _log_det(self, x: Tensor) -> Tensor:
         return (x.shape[2] * x.shape[3] * self.log_s.sum(dtype=torch.float64)).expand(x.shape[0])
 
-    @torch.jit.unused
     def affine(self) -> tuple[Tensor, Tensor]:
         weight = self.weight().detach().double()
         return weight, weight.new_zeros(len(weight))
@@ -87,11 +85,9 @@ class Permutation(ChannelAffine):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x[:, self.order], torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
 
-    @torch.jit.export
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return z[:, self.inverse_order], torch.zeros(z.shape[0], dtype=torch.float64, device=z.device)
 
-    @torch.jit.unused
     def affine(self) -> tuple[Tensor, Tensor]:
         weight = torch.eye(len(self.order), dtype=torch.float64)[self.order.cpu()]
         return weight, weight.new_zeros(len(weight))

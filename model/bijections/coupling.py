@@ -31,7 +31,6 @@ class Coupling(Bijection):
         z, log_slopes = self.transform(x)
         return z, sum_per_input(log_slopes)
 
-    @torch.jit.export
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         x, log_slopes = self.untransform(z)
         return x, -sum_per_input(log_slopes)
@@ -67,7 +66,6 @@ class ChannelCoupling(Coupling):
         z, log_slopes = self.elementwise(rest, self.net(copied))
         return self.join(copied, z), log_slopes
 
-    @torch.jit.export
     def untransform(self, z: Tensor) -> tuple[Tensor, Tensor]:
         copied, rest = self.split(z)
         x, log_slopes = self.elementwise.inverse(rest, self.net(copied))
@@ -97,7 +95,6 @@ class CheckerboardCoupling(Coupling):
         z, log_slopes = self.elementwise(x, self.net(x * self.copied))
         return torch.where(self.copied, x, z), log_slopes.masked_fill(self.copied, 0.0)
 
-    @torch.jit.export
     def untransform(self, z: Tensor) -> tuple[Tensor, Tensor]:
         x, log_slopes = self.elementwise.inverse(z, self.net(z * self.copied))
         return torch.where(self.copied, z, x), log_slopes.masked_fill(self.copied, 0.0)

@@ -35,7 +35,6 @@ class Shift(Elementwise):
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return x + params, torch.zeros_like(x)
 
-    @torch.jit.export
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         return z - params, torch.zeros_like(z)
 
@@ -63,7 +62,6 @@ class Affine(Elementwise):
         log_scale, shift = self.log_scale_and_shift(params)
         return x * torch.exp(log_scale) + shift, log_scale
 
-    @torch.jit.export
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self.log_scale_and_shift(params)
         return (z - shift) * torch.exp(-log_scale), log_scale
@@ -136,7 +134,6 @@ class Spline(Elementwise):
         z = y0 + dy * (s * xi * xi + d0 * rest) / denominator
         return self.or_identity(x, z, log_slope(s, d0, d1, xi, denominator))
 
-    @torch.jit.export
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         inside = z.clamp(-self.bound, self.bound)
         x0, dx, y0, dy, d0, d1 = self.bin_of(inside, params, by_height=True)

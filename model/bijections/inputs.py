@@ -45,7 +45,6 @@ class Pixels(Bijection):
         z, log_slopes = self.transform(x)
         return z, sum_per_input(log_slopes)
 
-    @torch.jit.export
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.double()
         cumulative = torch.special.ndtr(z)
@@ -102,7 +101,6 @@ class Standardize(Bijection):
         z, log_slopes = self.transform(x)
         return z, sum_per_input(log_slopes)
 
-    @torch.jit.export
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         z = z.double()
         excess = (z.abs() / self.tail).clamp_min(1) - 1

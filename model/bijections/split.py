@@ -28,7 +28,6 @@ class Split(nn.Module):
         mu, raw = h.chunk(2, 1)
         return mu, self.max_log_sigma * torch.tanh(raw / self.max_log_sigma)
 
-    @torch.jit.export
     def transform(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return kept, eps and log_sigma, whose sum is -log_det, each (B, C/2, H, W)."""
         kept, other = x.chunk(2, 1)
@@ -40,7 +39,6 @@ class Split(nn.Module):
         kept, eps, log_sigma = self.transform(x)
         return kept, eps, -sum_per_input(log_sigma)
 
-    @torch.jit.export
     def inverse(self, kept: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """Return (x, log_det)."""
         mu, log_sigma = self.prior(kept)

@@ -16,6 +16,5 @@ class Squeeze(Bijection):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return F.pixel_unshuffle(x, 2), torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
 
-    @torch.jit.export
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return F.pixel_shuffle(z, 2), torch.zeros(z.shape[0], dtype=torch.float64, device=z.device)

@@ -1,0 +1,186 @@
+"""The file: a TorchScript archive (a zip) with one record more, ``extra/manifest.json``.
+
+The SHA-256 of everything before it is the zip's comment, so that any changed byte shows before anything is loaded.
+``version`` is the first 12 hex digits of the SHA-256 over all records but the manifest: it names the flow, whatever is
+written about it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import ValidationError
+
+from service.artifact.manifest import Manifest
+from service.artifact.torchscript import Program, load
+
+ROUND_TRIP_TOLERANCE = 1e-2  # of decode(encode(x)), in pixel units or scales of a column
+
+_MANIFEST = "extra/manifest.json"
+_COMMENT_PREFIX = b"sha256:"
+_COMMENT_BYTES = len(_COMMENT_PREFIX) + 64
+
+
+class ArtifactError(ValueError):
+    """A file that is not a usable artifact; the message names the file, what is wrong and what was expected."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified artifact: its manifest and its TorchScript module."""
+
+    manifest: Manifest
+    module: Program
+
+
+def within_tolerance(log_prob: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> bool:
+    """|difference| <= 1e-3 + 1e-6 |expected| nats: the one tolerance of log-likelihoods between plans and machines."""
+    return bool(np.all(np.abs(log_prob - expected) <= 1e-3 + 1e-6 * np.abs(expected)))
+
+
+def version_of(records: dict[str, bytes]) -> str:
+    """First 12 hex digits of the SHA-256 over all records but the manifest, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(records):
+        if name.partition("/")[2] != _MANIFEST:
+            digest.update(f"{name}:{len(records[name])}:".encode() + records[name])
+    return digest.hexdigest()[:12]
+
+
+def pack(records: dict[str, bytes], manifest: Manifest | None = None) -> bytes:
+    """Assemble the bytes of an artifact; without a manifest, of a plain TorchScript archive."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        root = next(iter(records)).partition("/")[0]
+        written = (
+            records if manifest is None else {**records, f"{root}/{_MANIFEST}": manifest.model_dump_json().encode()}
+        )
+        for name, data in written.items():
+            archive.writestr(zipfile.ZipInfo(name), data)  # ZipInfo: a fixed date, so equal contents give equal bytes
+        archive.comment = b" " * _COMMENT_BYTES
+    body = buffer.getvalue()[:-_COMMENT_BYTES]
+    return body + _COMMENT_PREFIX + hashlib.sha256(body).hexdigest().encode()
+
+
+def load_records(records: dict[str, bytes]) -> Program:
+    """Load a module from records."""
+    return load(pack(records))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside the target, then rename it: the target is whole, or what it was before."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def save_artifact(path: Path, records: dict[str, bytes], manifest: Manifest) -> None:
+    """Write an artifact, open it as a loader would, and only then give it its name; a failed check leaves no file."""
+
+    def write(partial: Path) -> None:
+        partial.write_bytes(pack(records, manifest))
+        open_artifact(partial)
+
+    try:
+        write_whole(path, write)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def open_artifact(path: Path) -> Artifact:
+    """Check digest, manifest and golden case, in this order, and load. Raises ArtifactError."""
+    data = _read_whole(path)
+    records = _read_records(path, data)
+    manifest_name = f"{next(iter(records)).partition('/')[0]}/{_MANIFEST}"
+    if manifest_name not in records:
+        raise ArtifactError(f"{path}: holds no {_MANIFEST}: not exported by python -m model.export")
+    try:
+        manifest = Manifest.model_validate_json(records[manifest_name])
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "manifest"
+        raise ArtifactError(f"{path}: manifest field {field!r}: {first['msg']}") from error
+    if manifest.version != version_of(records):
+        raise ArtifactError(
+            f"{path}: manifest field 'version' is {manifest.version}, but the records are {version_of(records)}"
+        )
+    try:
+        module = load(data)
+    except Exception as error:  # torch's reader raises nearly anything on records that it did not write
+        raise ArtifactError(
+            f"{path}: torch {torch.__version__} cannot load it (exported by {manifest.torch_version})"
+        ) from error
+    missing = [name for name in manifest.methods if not hasattr(module, name)]
+    if missing:
+        raise ArtifactError(f"{path}: its module lacks the methods {', '.join(missing)}")
+    artifact = Artifact(manifest, module)
+    check_golden(artifact, str(path))
+    return artifact
+
+
+def check_golden(artifact: Artifact, origin: str, device: str = "cpu") -> None:
+    """Replay the golden case on the module's device. Raises ArtifactError where an answer is off."""
+    manifest, golden = artifact.manifest, artifact.manifest.golden
+    x = np.asarray(golden.inputs, manifest.input_dtype).reshape(-1, *manifest.shape)
+    try:
+        with torch.inference_mode():
+            inputs = torch.from_numpy(x).to(device)
+            latents, encoded_log_prob = artifact.module.encode(inputs)
+            log_prob, statistics = artifact.module.log_prob(inputs), artifact.module.statistics(inputs)
+            decoded = artifact.module.decode(latents).cpu()
+    except RuntimeError as error:
+        raise ArtifactError(f"{origin}: golden case: the module fails on inputs of shape {list(x.shape)}") from error
+    for values in (log_prob.cpu(), encoded_log_prob.cpu()):
+        if not within_tolerance(values.numpy(), np.asarray(golden.log_prob)):
+            raise ArtifactError(f"{origin}: golden case: log_prob is {values.tolist()}, expected {golden.log_prob}")
+    if statistics.shape != (len(x), len(manifest.statistics)):
+        raise ArtifactError(f"{origin}: golden case: statistics are {statistics.shape[1]}, not {manifest.statistics}")
+    latents_error = np.abs(latents.cpu().numpy() - np.asarray(golden.latents)).max()
+    round_trip_error = (np.abs(decoded.numpy() - x) / manifest.unit).max()
+    for what, value in (("latents", latents_error), ("decode(encode(x))", round_trip_error)):
+        if not value <= ROUND_TRIP_TOLERANCE:
+            raise ArtifactError(
+                f"{origin}: golden case: {what} differ by {value:.3g}, expected at most {ROUND_TRIP_TOLERANCE}"
+            )
+
+
+def _read_records(path: Path, data: bytes) -> dict[str, bytes]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            names = archive.namelist()
+            records = {name: archive.read(name) for name in names}
+    except Exception as error:  # encrypted, compressed in an odd way, or no zip at all
+        raise ArtifactError(f"{path}: is not a readable zip archive") from error
+    if len(records) != len(names) or len({name.partition("/")[0] for name in names}) != 1:
+        raise ArtifactError(f"{path}: must hold each record once, all in one folder")
+    return records
+
+
+def _read_whole(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror}") from error
+    body, comment = data[:-_COMMENT_BYTES], data[-_COMMENT_BYTES:]
+    if not comment.startswith(_COMMENT_PREFIX):
+        raise ArtifactError(f"{path}: does not end in its checksum: truncated, or not an artifact")
+    expected, actual = comment[len(_COMMENT_PREFIX) :].decode("ascii", "replace"), hashlib.sha256(body).hexdigest()
+    if actual != expected:
+        raise ArtifactError(f"{path}: is damaged: its SHA-256 is {actual[:12]}..., expected {expected[:12]}...")
+    return data

@@ -1,0 +1,163 @@
+"""The manifest: what an artifact says of itself."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from service.columns import Column
+from service.scores import smallest_p_value
+
+Kind = Literal["image", "vector"]
+
+
+def methods_of(kind: Kind) -> list[str]:
+    """What the program of an artifact must offer."""
+    methods = ["log_prob", "encode", "decode", "statistics"]
+    return [*methods, "log_prob_map"] if kind == "image" else methods
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LatentPart(_Part):
+    """Where one level's part of the latent code lies in z, and its shape (C, H, W) before it was flattened."""
+
+    offset: int = Field(ge=0)
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+
+
+class TestResult(_Part):
+    """Likelihood of rows never trained on: bits per dimension of images (uniform noise), mean nats of vectors."""
+
+    __test__ = False  # not a test class, whatever pytest thinks of its name
+
+    bits_per_dim: float | None = None
+    nats: float | None = None
+    standard_error: float
+    rows: int = Field(ge=2)
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> TestResult:
+        if (self.bits_per_dim is None) == (self.nats is None):
+            raise ValueError("one of bits_per_dim and nats must be given")
+        return self
+
+    @property
+    def figure(self) -> str:
+        """The result as it is published."""
+        value, unit = (self.nats, "nats") if self.bits_per_dim is None else (self.bits_per_dim, "bits/dim")
+        return f"{value:.3f} +- {self.standard_error:.3f} {unit}"
+
+
+class Calibration(_Part):
+    """Held-out scores, ascending; higher = more anomalous."""
+
+    score: Literal["negative_log_likelihood"] = "negative_log_likelihood"
+    alpha: float = Field(gt=0, lt=1)  # default threshold of p-values
+    values: list[float] = Field(min_length=1)
+
+    @cached_property
+    def array(self) -> npt.NDArray[np.float64]:
+        """The scores as an array."""
+        return np.asarray(self.values, np.float64)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Calibration:
+        if np.any(np.diff(self.values) < 0):
+            raise ValueError("values must be ascending")
+        smallest = smallest_p_value(len(self.values))
+        if self.alpha < smallest:
+            raise ValueError(f"alpha must be at least {smallest:.3g}, the smallest p-value of {len(self.values)} rows")
+        return self
+
+
+class Golden(_Part):
+    """Inputs and the answers that the exporting machine gave; a loader must reproduce them."""
+
+    inputs: list[list[float]]  # rows, flattened
+    log_prob: list[float]
+    latents: list[list[float]]
+
+
+class Manifest(_Part):
+    """What an artifact says of itself, as one JSON object; unknown keys are refused."""
+
+    format_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    version: str = Field(pattern=r"^[0-9a-f]{12}$")
+    description: str
+    kind: Kind
+    shape: tuple[int, ...]
+    columns: list[Column] = []  # vectors: one per dimension
+    value_range: tuple[float, float] | None = None  # images: lowest and highest pixel value
+    latent_layout: list[LatentPart]
+    statistics: list[str]
+    temperature: float = Field(ge=0)  # default of sampling
+    recipe: dict[str, Any]
+    data_digest: str
+    test: TestResult | None
+    calibration: Calibration | None
+    golden: Golden
+    torch_version: str
+    licence: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        if len(self.shape) != (3 if self.kind == "image" else 1) or min(self.shape) < 1:
+            raise ValueError(f"shape must be (C, H, W) of images or (D,) of vectors, got {list(self.shape)}")
+        if (self.kind == "image") != (self.value_range is not None):
+            raise ValueError("images have a value_range, vectors have none")
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise ValueError(f"value_range must go up, got {list(self.value_range)}")
+        if self.kind == "vector" and len(self.columns) != self.num_dims:
+            raise ValueError(f"columns must name each of {self.num_dims} dimensions, got {len(self.columns)}")
+        names = [column.name for column in self.columns]
+        if len(set(names)) != len(names):
+            raise ValueError("columns must have different names")
+        for i, column in enumerate(self.columns):
+            if column.duplicate_of is not None and column.duplicate_of not in names[:i]:
+                raise ValueError(f"column {column.name!r} must repeat one before it, not {column.duplicate_of!r}")
+        golden = self.golden
+        sizes = {len(row) for row in [*golden.inputs, *golden.latents]}
+        if not (len(golden.inputs) == len(golden.log_prob) == len(golden.latents) >= 1) or sizes != {self.num_dims}:
+            raise ValueError(f"golden must hold as many log_prob and latents as inputs, of {self.num_dims} dimensions")
+        ends = [part.offset + int(np.prod(part.shape)) for part in self.latent_layout]
+        if [part.offset for part in self.latent_layout] != [0, *ends][:-1] or ends[-1:] != [self.num_dims]:
+            raise ValueError(f"latent_layout must cover {self.num_dims} dimensions without a gap")
+        return self
+
+    @property
+    def num_dims(self) -> int:
+        return int(np.prod(self.shape))
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether PNG and JPEG can carry an input: grey or RGB images."""
+        return self.kind == "image" and self.shape[0] in (1, 3)
+
+    @cached_property
+    def quantized(self) -> npt.NDArray[np.bool_]:
+        """Which dimensions hold whole numbers or codes, each the centre of a bin of width 1: (D,)."""
+        if self.kind == "image":
+            return np.ones(self.num_dims, np.bool_)
+        return np.array([column.quantized for column in self.columns])
+
+    @property
+    def unit(self) -> npt.NDArray[np.float64]:
+        """What errors of inputs are measured in: one pixel value, or the scale of each column."""
+        return np.array([column.scale for column in self.columns]) if self.columns else np.ones(())
+
+    @property
+    def methods(self) -> list[str]:
+        """What the program must offer."""
+        return methods_of(self.kind)
+
+    @property
+    def input_dtype(self) -> npt.DTypeLike:
+        return np.float32 if self.kind == "image" else np.float64
