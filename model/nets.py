@@ -64,7 +64,7 @@ class GatedResidualBlock(nn.Module):
         self.gate = ActNormConv2d(width, 2 * width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.gate(F.relu(self.conv(F.relu(x))))
+        h = self.gate(F.relu(self.conv(F.relu(x)), inplace=True))
         return x + F.glu(h, 1)
 
 
@@ -102,12 +102,12 @@ class ConvFeatures(nn.Module):
     def __init__(self, in_channels: int, size: tuple[int, int], width: int, num_blocks: int, attention: bool) -> None:
         super().__init__()
         self.stem = ActNormConv2d(in_channels, width, 3)
-        self.position = nn.Parameter(torch.zeros(width, *size))
+        self.position = nn.Parameter(torch.zeros(1, width, *size))  # of four dimensions: laid out as the features are
         blocks: list[nn.Module] = [GatedResidualBlock(width) for _ in range(num_blocks)]
         self.blocks = nn.Sequential(*blocks, *([AttentionBlock(width)] if attention else []))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.blocks(self.stem(x) + self.position))
+        return F.relu(self.blocks(self.stem(x) + self.position), inplace=True)
 
 
 class ConvNet(nn.Module):
