@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.fold import fold_convolutions
 from model.nets import ConvNet, ResidualMLP
-from service.artifact import compile_module, freeze, load_records, save
+from service.artifact import compile_module, load_records, save
+from service.artifact.torchscript import freeze
 
 BATCHES = (64, 1)
 ROUNDS = 15

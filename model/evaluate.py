@@ -106,20 +106,20 @@ def load_for(manifest: Manifest, source: str) -> Dataset:
 def report(artifact: Artifact, data: Dataset, num_draws: int) -> list[tuple[str, str]]:
     """Measure everything: rows of a table (what, figure)."""
     manifest, x = artifact.manifest, as_inputs(data)
-    result = likelihood(artifact.module, data, manifest.columns)
-    draws = prior_draws(artifact.module, num_draws, manifest.num_dims)
+    result = likelihood(artifact.program, data, manifest.columns)
+    draws = prior_draws(artifact.program, num_draws, manifest.num_dims)
     finite = "all finite" if torch.isfinite(draws).all() else "NOT ALL FINITE"
     scale_unit = "pixel units" if data.kind == "image" else "standard deviations"
     return [
         ("artifact", f"{manifest.name}@{manifest.version}"),
         ("rows", str(result.rows)),
         ("likelihood", result.figure),
-        ("round trip", f"{round_trip_error(artifact.module, x, manifest.columns):.2e} {scale_unit}"),
+        ("round trip", f"{round_trip_error(artifact.program, x, manifest.columns):.2e} {scale_unit}"),
         (
             "draws",
-            f"{round_trip_error(artifact.module, draws, manifest.columns):.2e} {scale_unit}, {finite} of {num_draws}",
+            f"{round_trip_error(artifact.program, draws, manifest.columns):.2e} {scale_unit}, {finite} of {num_draws}",
         ),
-        ("speed", f"{rows_per_second(artifact.module, x):.0f} rows/s ({torch.get_num_threads()} threads)"),
+        ("speed", f"{rows_per_second(artifact.program, x):.0f} rows/s ({torch.get_num_threads()} threads)"),
     ]
 
 

@@ -41,12 +41,14 @@ class _Request(Generic[Key]):
 class Batcher(Generic[Key]):
     """Runs ``run(key, rows) -> arrays`` on a thread of its own, for whatever waits the moment it is free.
 
-    Requests with equal keys share a call of at most ``max_batch_rows`` rows; nothing is ever delayed to wait for more.
-    A request that does not fit gives a part and queues again behind the others, so that a single row never waits for
-    the whole of a large request. Each output array must have one entry per row. At most ``max_queue_rows`` rows wait.
+    Requests with equal keys share a call of at most ``max_batch_rows(key)`` rows; nothing is ever delayed to wait for
+    more. A request that does not fit gives a part and queues again behind the others, so that a single row never waits
+    for the whole of a large request. Each output array must have one entry per row. At most ``max_queue_rows`` wait.
     """
 
-    def __init__(self, run: Callable[[Key, Array], Arrays], max_batch_rows: int, max_queue_rows: int) -> None:
+    def __init__(
+        self, run: Callable[[Key, Array], Arrays], max_batch_rows: Callable[[Key], int], max_queue_rows: int
+    ) -> None:
         self._run = run
         self._max_batch_rows = max_batch_rows
         self._max_queue_rows = max_queue_rows
@@ -104,7 +106,8 @@ class Batcher(Generic[Key]):
                 if self._closed:
                     return []
                 self._changed.wait()
-            key, room = self._queue[0].key, self._max_batch_rows
+            key = self._queue[0].key
+            room = self._max_batch_rows(key)
             batch: list[tuple[_Request[Key], Array]] = []
             passed: list[_Request[Key]] = []
             unfinished: list[_Request[Key]] = []

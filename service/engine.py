@@ -1,27 +1,29 @@
-"""The engine: loaded artifacts, the device they run on, and the forward passes."""
+"""The engine: verified models on a device, each run by the plans that are fastest there."""
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from service.artifact import Artifact, ArtifactError, Manifest, Program, check_golden, freeze, open_artifact
+from service.artifact import OPERATIONS, ArtifactError, Manifest, Operation, open_artifact
+from service.errors import OutOfMemory
+from service.machine import available_cpus, is_out_of_memory
+from service.plans import Schedule, schedules_of, warm_up
+from service.runner import CPU_FORMS, CUDA_FORMS, Form, Plan, Runner
 from service.settings import Settings
 
 Array = npt.NDArray[Any]
-Operation = Literal["log_prob", "encode", "decode"]
 
-REPRODUCIBLE_ROWS = 16  # A forward pass of one fixed size gives a row the same bits whatever its neighbours are.
-WARM_UP_CALLS = 3  # TorchScript profiles the first two calls of a method and compiles what it saw
+# A forward pass of one fixed size and plan gives a row the same bits whatever its neighbours are.
+CANONICAL_ROWS = {"image": 16, "vector": 256}
+MEASURING_S = 12.0  # for the plans of all models together, where no cache holds them
 
 logger = logging.getLogger(__name__)
 
@@ -36,68 +38,131 @@ class Call:
 
 
 class Engine:
-    """Verified and frozen models by name. ``run`` is to be called from one thread.
+    """Verified models by name. ``warm_up`` once, then ``run``, both from one thread at a time.
 
     Raises ArtifactError for an artifact that fails its checks, a name served twice, a default or a device not there.
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self.device = torch.device(choose_device(settings.device))
         # TF32 keeps 10 bits of a product's factors: enough to train, not to tell likelihoods apart.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        torch.set_num_threads(settings.threads or available_cpus())
-        artifacts = [open_artifact(path) for path in find_artifacts(settings.models)]
-        self.manifests: dict[str, Manifest] = {}
-        self._modules: dict[str, Program] = {}
-        for artifact in sorted(artifacts, key=lambda artifact: artifact.manifest.name):
+        self._threads = settings.threads or available_cpus()
+        self._forms = choose_forms(settings.plan, self.device)
+        self._runners: dict[str, Runner] = {}
+        self._schedules: dict[tuple[str, Operation], Schedule] = {}
+        for path in find_artifacts(settings.models):
+            artifact = open_artifact(path)
             name = artifact.manifest.name
-            if name in self.manifests:
+            if name in self._runners:
                 raise ArtifactError(f"two artifacts are named {name!r}; a name must be served once")
-            module = freeze(artifact.module.to(self.device), artifact.manifest.methods)
-            check_golden(Artifact(artifact.manifest, module), f"{name} on {self.device}", self.device.type)
-            self.manifests[name] = artifact.manifest
-            self._modules[name] = module
+            self._runners[name] = Runner(artifact, self.device)
+        self._runners = dict(sorted(self._runners.items()))
         self.default = self._choose_default(settings.default_model)
-        self._max_batch_rows = settings.max_batch_rows
         served = ", ".join(f"{name}@{manifest.version}" for name, manifest in self.manifests.items())
-        logger.info("serving %s on %s, %d threads", served, self.device, torch.get_num_threads())
+        logger.info("serving %s on %s, %d threads", served, self.device, self._threads)
+
+    @property
+    def manifests(self) -> dict[str, Manifest]:
+        """Served models by name."""
+        return {name: runner.manifest for name, runner in self._runners.items()}
 
     def _choose_default(self, wanted: str | None) -> str:
         if wanted is None:
-            return "fashion-mnist" if "fashion-mnist" in self.manifests else next(iter(self.manifests))
-        if wanted not in self.manifests:
-            raise ArtifactError(f"GLOW_DEFAULT_MODEL is {wanted!r}, but only {', '.join(self.manifests)} are served")
+            return "fashion-mnist" if "fashion-mnist" in self._runners else next(iter(self._runners))
+        if wanted not in self._runners:
+            raise ArtifactError(f"GLOW_DEFAULT_MODEL is {wanted!r}, but only {', '.join(self._runners)} are served")
         return wanted
 
     def warm_up(self) -> None:
-        """Run each operation at its smallest, reproducible and largest batch, until the compiler has settled."""
-        for name, manifest in self.manifests.items():
-            self._warm_up(name, manifest)
+        """Choose every model's plans and run them until nothing is left to compile.
 
-    def _warm_up(self, name: str, manifest: Manifest) -> None:
-        row = np.asarray(manifest.golden.inputs[0], manifest.input_dtype).reshape(1, *manifest.shape)
-        latent = np.asarray(manifest.golden.latents[0], np.float32)[None]
-        for num_rows in {1, REPRODUCIBLE_ROWS, self._max_batch_rows}:
-            for operation, example in (("log_prob", row), ("encode", row), ("decode", latent)):
-                for _ in range(WARM_UP_CALLS):
-                    self.run(Call(name, operation), np.repeat(example, num_rows, 0))  # type: ignore[arg-type]
+        Raises ArtifactError for a model whose golden case no plan reproduces.
+        """
+        settings = self._settings
+        deadline = time.monotonic() + MEASURING_S
+        for done, (name, runner) in enumerate(self._runners.items()):
+            canonical = self._canonical(runner.manifest)
+            plans = {(operation, canonical.rows): canonical.plan for operation in OPERATIONS}
+            for operation in OPERATIONS:
+                for num_rows in (1, canonical.rows):
+                    if fault := warm_up(runner, operation, canonical.plan, num_rows):
+                        raise ArtifactError(f"{name}: golden case of {operation} on {self.device}: {fault}")
+            left = (deadline - time.monotonic()) / (len(self._runners) - done)
+            schedules = schedules_of(
+                runner, self._forms, self._threads, settings.max_batch_rows, settings.cache_dir, left
+            )
+            for operation, schedule in schedules.of.items():
+                self._schedules[name, operation] = schedule
+                plans |= {(operation, bucket.rows): bucket.plan for bucket in schedule.buckets}
+            runner.keep(plans)
+
+    def max_rows(self, call: Call) -> int:
+        """Rows that one call of ``run`` should have at most, so that others do not wait for longer than they must."""
+        return self._schedules[call.model, call.operation].largest
 
     def run(self, call: Call, rows: Array) -> tuple[Array, ...]:
-        """One operation over rows: log_prob -> (log_prob,), encode -> (z, log_prob), decode -> (x,)."""
-        method: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]] = getattr(self._modules[call.model], call.operation)
-        if not call.reproducible:
-            return self._forward(method, rows)
-        parts = []
-        for start in range(0, len(rows), REPRODUCIBLE_ROWS):
-            part = rows[start : start + REPRODUCIBLE_ROWS]
-            padded = np.concatenate([part, np.repeat(part[-1:], REPRODUCIBLE_ROWS - len(part), 0)])
-            parts.append([output[: len(part)] for output in self._forward(method, padded)])
-        return tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+        """One operation over any number of rows: log_prob -> (log_prob,), encode -> (z, log_prob), decode -> (x,).
 
-    def _forward(self, method: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]], rows: Array) -> tuple[Array, ...]:
-        with torch.inference_mode():
-            outputs = method(torch.from_numpy(np.ascontiguousarray(rows)).to(self.device))
-        return tuple(output.cpu().numpy() for output in ((outputs,) if isinstance(outputs, Tensor) else outputs))
+        Raises OutOfMemory where even half of the largest bucket does not fit; smaller requests are then still answered.
+        """
+        try:
+            return self._run(call, rows)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        self._halve(call)  # outside of the handler, whose traceback holds on to the tensors of the failed pass
+        try:
+            return self._run(call, rows)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        raise OutOfMemory(f"no memory for {len(rows)} rows of {call.model}; send fewer, or come back")
+
+    def _halve(self, call: Call) -> None:
+        """Do without buckets of more than half of the largest one from now on."""
+        schedule = self._schedules[call.model, call.operation]
+        self._schedules[call.model, call.operation] = schedule.below(schedule.largest)
+        logger.error("out of memory in a pass of %d rows of %s; no larger ones from now on", schedule.largest, call)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _run(self, call: Call, rows: Array) -> tuple[Array, ...]:
+        runner = self._runners[call.model]
+        if call.reproducible:
+            canonical = self._canonical(runner.manifest)
+            passes = [(canonical.rows, canonical.plan)] * -(-len(rows) // canonical.rows)
+        else:
+            cover = self._schedules[call.model, call.operation].cover(len(rows))
+            passes = [(bucket.rows, bucket.plan) for bucket in cover]
+        parts: list[tuple[Array, ...]] = []
+        start = 0
+        for num_rows, plan in passes:
+            part = rows[start : start + num_rows]
+            outputs = runner.run(call.operation, plan, _filled_up(part, num_rows))
+            parts.append(tuple(output[: len(part)] for output in outputs))
+            start += num_rows
+        return parts[0] if len(parts) == 1 else tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+
+    def _canonical(self, manifest: Manifest) -> Canonical:
+        form: Form = "channels_last" if manifest.kind == "image" and self.device.type == "cpu" else "frozen"
+        return Canonical(CANONICAL_ROWS[manifest.kind], Plan(form, self._threads))
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """The one pass that answers what has to be reproducible."""
+
+    rows: int
+    plan: Plan
+
+
+def _filled_up(rows: Array, num_rows: int) -> Array:
+    """Rows, contiguous, with copies of the last one up to so many."""
+    if len(rows) < num_rows:
+        rows = np.concatenate([rows, np.repeat(rows[-1:], num_rows - len(rows), 0)])
+    return np.ascontiguousarray(rows)
 
 
 def find_artifacts(paths: list[Path]) -> list[Path]:
@@ -118,11 +183,12 @@ def choose_device(wanted: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
-def available_cpus() -> int:
-    """Cores that this process may use: its affinity, and its cgroup's quota where one is set."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cpus
-    return cpus if quota == "max" else max(1, min(cpus, int(quota) // int(period)))
+def choose_forms(wanted: Form | str, device: torch.device) -> tuple[Form, ...]:
+    """Resolve ``auto`` to all forms of a device. Raises ArtifactError for a form that the device does not have."""
+    forms = CUDA_FORMS if device.type == "cuda" else CPU_FORMS
+    if wanted == "auto":
+        return forms
+    chosen = tuple(form for form in forms if form == wanted)
+    if not chosen:
+        raise ArtifactError(f"GLOW_PLAN is {wanted!r}, but {device} has {', '.join(forms)}")
+    return chosen

@@ -85,6 +85,12 @@ class Unavailable(ServiceError):
     retry_after_s = 5
 
 
+class OutOfMemory(Unavailable):
+    """The device has no memory left for a pass."""
+
+    code = "out_of_memory"
+
+
 class DeadlineExceeded(ServiceError):
     """No answer within the deadline; what was still queued is dropped."""
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from service import noise, scores
-from service.artifact import Manifest
+from service.artifact import Manifest, Operation
 from service.batcher import Arrays, Batcher
-from service.engine import Call, Engine, Operation
+from service.engine import Call, Engine
 from service.errors import ModelNotFound, TooLarge, Unprocessable
 from service.settings import Settings
 
@@ -38,7 +38,7 @@ class Flows:
         self.settings = settings
         self._engine = engine
         engine.warm_up()
-        self._batcher: Batcher[Call] = Batcher(self._engine.run, settings.max_batch_rows, settings.max_queue_rows)
+        self._batcher: Batcher[Call] = Batcher(engine.run, engine.max_rows, settings.max_queue_rows)
         self._batcher.start()
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ def x(image_splits: Splits) -> Any:
 
 
 async def test_all_four_operations_answer_as_the_artifact(client: httpx.AsyncClient, images: Artifact, x: Any) -> None:
-    z, log_prob = images.module.encode(torch.from_numpy(x).float())
+    z, log_prob = images.program.encode(torch.from_numpy(x).float())
     scored = await post(client, "/log-likelihood", {"inputs": x.tolist()})
     assert within_tolerance(np.array(scored["log_likelihood"]), log_prob.numpy())
     encoded = await post(client, "/encode", {"inputs": x.tolist()})
@@ -197,7 +197,7 @@ async def test_dequantization_averages_the_likelihood_over_uniform_noise(
     assert answer["p_value"] == plain["p_value"]
     noise = np.random.Generator(np.random.Philox(key=np.array([5, 0], np.uint64))).random((3, 64)) - 0.5
     noisy = torch.from_numpy((x[0].reshape(1, 64) + noise).astype(np.float32).reshape(3, 1, 8, 8))
-    log_prob = images.module.log_prob(noisy)
+    log_prob = images.program.log_prob(noisy)
     expected = torch.logsumexp(log_prob, 0) - np.log(3)
     assert answer["log_likelihood"][0] == pytest.approx(expected.item(), abs=1e-3)
     response = await client.post(

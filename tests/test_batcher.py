@@ -40,7 +40,7 @@ def engine() -> Engine:
 
 @pytest.fixture
 def batcher(engine: Engine) -> Iterator[Batcher[str]]:
-    batcher = Batcher(engine.run, max_batch_rows=8, max_queue_rows=40)
+    batcher = Batcher(engine.run, lambda key: 8, max_queue_rows=40)
     batcher.start()
     yield batcher
     engine.free.set()

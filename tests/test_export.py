@@ -26,11 +26,11 @@ from service.artifact import (
     load_records,
     methods_of,
     open_artifact,
-    pack,
     save,
     save_artifact,
     within_tolerance,
 )
+from service.artifact.file import pack
 from tests.conftest import divide, tiny_images, tiny_recipe, tiny_table, train_and_export
 
 CASES: dict[str, tuple[dict[str, Any], Callable[[], Splits]]] = {
@@ -59,7 +59,7 @@ def inputs(splits: Splits) -> torch.Tensor:
 
 def test_artifact_answers_as_the_eager_flow(exported: tuple[Glow, Path, Splits]) -> None:
     flow, path, splits = exported
-    module, x = open_artifact(path).module, inputs(splits)
+    module, x = open_artifact(path).program, inputs(splits)
     z, log_det = flow(x)
     log_prob = flow.log_prob(x)
     encoded, encoded_log_prob = module.encode(x)
@@ -77,23 +77,23 @@ def test_artifact_answers_as_the_eager_flow(exported: tuple[Glow, Path, Splits])
 def test_artifact_takes_and_returns_the_documented_types(exported: tuple[Glow, Path, Splits]) -> None:
     _, path, splits = exported
     artifact, x = open_artifact(path), inputs(splits)
-    z, log_prob = artifact.module.encode(x)
+    z, log_prob = artifact.program.encode(x)
     assert (z.dtype, log_prob.dtype) == (torch.float32, torch.float64)
-    assert artifact.module.decode(z).dtype == x.dtype
-    assert artifact.module.statistics(x).shape == (len(x), len(artifact.manifest.statistics))
+    assert artifact.program.decode(z).dtype == x.dtype
+    assert artifact.program.statistics(x).shape == (len(x), len(artifact.manifest.statistics))
     for rows in (1, 3):
-        assert artifact.module.decode(z[:rows]).shape == x[:rows].shape
+        assert artifact.program.decode(z[:rows]).shape == x[:rows].shape
 
 
 def test_likelihood_map_of_images_sums_to_the_likelihood(exported: tuple[Glow, Path, Splits]) -> None:
     _, path, splits = exported
     artifact, x = open_artifact(path), inputs(splits)
     if artifact.manifest.kind == "vector":
-        assert not hasattr(artifact.module, "log_prob_map")
+        assert not hasattr(artifact.program, "log_prob_map")
         return
-    per_pixel = artifact.module.log_prob_map(x)
+    per_pixel = artifact.program.log_prob_map(x)
     assert per_pixel.shape == (len(x), *artifact.manifest.shape[1:])
-    torch.testing.assert_close(per_pixel.sum((1, 2)), artifact.module.log_prob(x), rtol=0, atol=1e-9)
+    torch.testing.assert_close(per_pixel.sum((1, 2)), artifact.program.log_prob(x), rtol=0, atol=1e-9)
 
 
 def test_nothing_that_the_input_does_not_decide_is_left_to_compute(exported: tuple[Glow, Path, Splits]) -> None:
@@ -112,14 +112,14 @@ def test_extreme_finite_inputs_get_finite_answers(exported: tuple[Glow, Path, Sp
         extreme[0], extreme[1], extreme[2, 0] = 1e300, -1e300, 1e30
     else:
         extreme[0], extreme[1] = -0.5, 15.5
-    z, log_prob = artifact.module.encode(extreme)
+    z, log_prob = artifact.program.encode(extreme)
     assert torch.isfinite(z).all()
     assert torch.isfinite(log_prob).all()
-    assert torch.isfinite(artifact.module.statistics(extreme)).all()
+    assert torch.isfinite(artifact.program.statistics(extreme)).all()
     if artifact.manifest.kind == "vector":
-        assert (log_prob[:3] < artifact.module.log_prob(x).min()).all()
+        assert (log_prob[:3] < artifact.program.log_prob(x).min()).all()
     huge = torch.full_like(z, 3e38)
-    assert torch.isfinite(artifact.module.decode(huge)).all()
+    assert torch.isfinite(artifact.program.decode(huge)).all()
 
 
 def test_manifest_is_readable_as_a_plain_zip_record(exported: tuple[Glow, Path, Splits]) -> None:
@@ -140,7 +140,7 @@ def test_a_column_of_large_numbers_keeps_its_digits(tmp_path: Path) -> None:
     x = 1e9 + np.random.default_rng(0).normal(size=(400, 2))
     splits = divide(Dataset(x, ["a", "b"]))
     trainer = train_and_export(tiny_recipe("flow"), splits, tmp_path / "flow.pt")
-    module, inputs = open_artifact(tmp_path / "flow.pt").module, torch.from_numpy(x)
+    module, inputs = open_artifact(tmp_path / "flow.pt").program, torch.from_numpy(x)
     expected = trainer.checkpoint().averaged_flow().log_prob(inputs)
     assert within_tolerance(module.log_prob(inputs).numpy(), expected.numpy())
     assert (module.decode(module.encode(inputs)[0]) - inputs).abs().max() < 1e-3

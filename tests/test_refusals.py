@@ -206,7 +206,7 @@ async def test_an_internal_error_keeps_its_text_to_itself(
     def fail(*_: object) -> None:
         raise RuntimeError("the secret path /etc")
 
-    monkeypatch.setattr(app.state.flows._engine, "_forward", fail)
+    monkeypatch.setattr(app.state.flows._engine, "_run", fail)
     response = await client.post("/log-likelihood", json={"inputs": GOOD})
     monkeypatch.undo()
     assert response.status_code == 500

@@ -69,16 +69,16 @@ def test_uniform_noise_is_far_less_likely_than_any_calibration_image(fashion: Ar
     noise = torch.rand(16, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 255
     calibration = fashion.manifest.calibration
     assert calibration is not None
-    scores = -fashion.module.log_prob(noise)
+    scores = -fashion.program.log_prob(noise)
     assert scores.min() > 1.2 * calibration.values[-1]
 
 
 def test_prior_draws_decode_to_images_in_range_that_encode_to_them(fashion: Artifact) -> None:
     z = torch.randn(200, 784, generator=torch.Generator().manual_seed(0))
-    x = fashion.module.decode(z)
+    x = fashion.program.decode(z)
     assert x.min() >= -0.5
     assert x.max() <= 255.5
-    again = fashion.module.decode(fashion.module.encode(x)[0])
+    again = fashion.program.decode(fashion.program.encode(x)[0])
     assert (again - x).abs().max() <= 0.01
 
 
@@ -91,7 +91,7 @@ def test_malignant_rows_are_anomalies_and_held_out_benign_ones_are_not(cancer: A
     calibration = cancer.manifest.calibration
     assert calibration is not None
     flagged = [
-        np.mean(p_values(-cancer.module.log_prob(as_inputs(rows)).numpy(), calibration.array) <= 0.05)
+        np.mean(p_values(-cancer.program.log_prob(as_inputs(rows)).numpy(), calibration.array) <= 0.05)
         for rows in (malignant, splits.test)
     ]
     assert flagged[0] > 0.6
@@ -103,8 +103,8 @@ def test_fashion_mnist_measures_what_its_manifest_says(fashion: Artifact) -> Non
     images = load(FASHION_TEST, DATA).take(np.arange(NUM_IMAGES))
     x = as_inputs(images)
     noisy = dequantize(x, torch.Generator().manual_seed(1))
-    bits = -torch.cat([fashion.module.log_prob(part) for part in torch.split(noisy, 100)]) / (784 * math.log(2))
+    bits = -torch.cat([fashion.program.log_prob(part) for part in torch.split(noisy, 100)]) / (784 * math.log(2))
     test = fashion.manifest.test
     assert test is not None
     assert bits.mean().item() == pytest.approx(test.bits_per_dim, abs=5 * bits.std().item() / math.sqrt(NUM_IMAGES))
-    assert round_trip_error(fashion.module, x, []) <= 0.01
+    assert round_trip_error(fashion.program, x, []) <= 0.01

@@ -1,29 +1,31 @@
 """The artifact: one file that holds a trained flow as a program, its manifest, and the proof that it is whole.
 
-``manifest`` is what it says of itself, ``file`` how it is written, checked and read, ``torchscript`` what its program
-is written in.
+``manifest`` is what it says of itself, ``golden`` the case that whatever runs it must reproduce, ``file`` how it is
+written, checked and read, ``torchscript`` the language of its program.
 """
 
-from service.artifact.file import ROUND_TRIP_TOLERANCE as ROUND_TRIP_TOLERANCE
 from service.artifact.file import Artifact as Artifact
 from service.artifact.file import ArtifactError as ArtifactError
 from service.artifact.file import check_golden as check_golden
-from service.artifact.file import load_records as load_records
 from service.artifact.file import open_artifact as open_artifact
-from service.artifact.file import pack as pack
 from service.artifact.file import save_artifact as save_artifact
 from service.artifact.file import version_of as version_of
-from service.artifact.file import within_tolerance as within_tolerance
 from service.artifact.file import write_whole as write_whole
+from service.artifact.golden import ROUND_TRIP_TOLERANCE as ROUND_TRIP_TOLERANCE
+from service.artifact.golden import golden_fault as golden_fault
+from service.artifact.golden import golden_rows as golden_rows
+from service.artifact.golden import within_tolerance as within_tolerance
+from service.artifact.manifest import OPERATIONS as OPERATIONS
 from service.artifact.manifest import Calibration as Calibration
 from service.artifact.manifest import Golden as Golden
 from service.artifact.manifest import LatentPart as LatentPart
 from service.artifact.manifest import Manifest as Manifest
+from service.artifact.manifest import Operation as Operation
 from service.artifact.manifest import TestResult as TestResult
 from service.artifact.manifest import methods_of as methods_of
 from service.artifact.torchscript import Program as Program
 from service.artifact.torchscript import compile_module as compile_module
-from service.artifact.torchscript import freeze as freeze
+from service.artifact.torchscript import load_records as load_records
 from service.artifact.torchscript import save as save
 from service.columns import NOISE_FLOOR as NOISE_FLOOR
 from service.columns import Column as Column

@@ -13,11 +13,13 @@ from service.columns import Column
 from service.scores import smallest_p_value
 
 Kind = Literal["image", "vector"]
+Operation = Literal["log_prob", "encode", "decode"]
+OPERATIONS: tuple[Operation, ...] = ("log_prob", "encode", "decode")
 
 
 def methods_of(kind: Kind) -> list[str]:
     """What the program of an artifact must offer."""
-    methods = ["log_prob", "encode", "decode", "statistics"]
+    methods = [*OPERATIONS, "statistics"]
     return [*methods, "log_prob_map"] if kind == "image" else methods
 
 

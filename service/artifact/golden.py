@@ -1,0 +1,56 @@
+"""The golden case: rows in the manifest, and the answers that whatever runs the program must reproduce."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from service.artifact.manifest import Manifest, Operation
+
+ROUND_TRIP_TOLERANCE = 1e-2  # of decode(encode(x)), in pixel units or scales of a column; of latent codes
+
+Array = npt.NDArray[Any]
+
+
+def within_tolerance(log_prob: Array, expected: Array) -> bool:
+    """|difference| <= 1e-3 + 1e-6 |expected| nats: the one tolerance of log-likelihoods between plans and machines."""
+    return bool(np.all(np.abs(log_prob - expected) <= 1e-3 + 1e-6 * np.abs(expected)))
+
+
+def golden_rows(manifest: Manifest, operation: Operation, num_rows: int | None = None) -> Array:
+    """What the golden case feeds to an operation, over and over up to so many rows; once by default."""
+    golden = manifest.golden
+    if operation == "decode":
+        rows = np.asarray(golden.latents, np.float32)
+    else:
+        rows = np.asarray(golden.inputs, manifest.input_dtype).reshape(-1, *manifest.shape)
+    return rows if num_rows is None else np.resize(rows, (num_rows, *rows.shape[1:]))
+
+
+def golden_fault(manifest: Manifest, operation: Operation, outputs: Sequence[Array]) -> str | None:
+    """Tell what is wrong with an operation's outputs for ``golden_rows``, of any number of rows; None if nothing is."""
+    golden, num_rows = manifest.golden, len(outputs[0])
+    if operation == "decode":
+        x = golden_rows(manifest, "encode", num_rows)
+        return _far("decode(encode(x))", np.abs(outputs[0] - x) / manifest.unit)
+    if operation == "encode":
+        latents = np.resize(np.asarray(golden.latents), outputs[0].shape)
+        if fault := _far("latents", np.abs(outputs[0] - latents)):
+            return fault
+    expected = np.resize(np.asarray(golden.log_prob), num_rows)
+    if not within_tolerance(outputs[-1], expected):
+        values = outputs[-1][: len(golden.log_prob)].tolist()
+        return f"log_prob is {values}, expected {golden.log_prob}"
+    return None
+
+
+def _far(what: str, errors: Array) -> str | None:
+    worst = float(errors.max())
+    return (
+        None
+        if worst <= ROUND_TRIP_TOLERANCE
+        else f"{what} differ by {worst:.3g}, expected at most {ROUND_TRIP_TOLERANCE}"
+    )

@@ -1,0 +1,239 @@
+"""Plans: measured at start, for each operation and number of rows, which way of running a model is fastest here.
+
+Rows run in passes of a few sizes, the buckets: every size is compiled for, recorded and checked once, and whatever is
+asked for is covered by the buckets that take least time together, the last one filled up with copies of a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import math
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.artifact import OPERATIONS, ArtifactError, Operation, golden_fault, golden_rows, write_whole
+from service.machine import available_bytes, describe_machine, is_out_of_memory, peak_bytes
+from service.runner import WARM_UP_CALLS, Form, Plan, Runner
+
+MOST_ROWS = 4096  # of a bucket
+HOPELESS = {1: 3.0, 2: 2.0, 4: 1.5}  # times as slow as the best at so many rows or more: not measured any further
+ALIKE = 1.03  # times as slow as the best: the first of such plans is taken, so that few forms are kept
+WORTH_DOUBLING = 1.03  # rows/s that a bucket must gain over all smaller ones
+MEMORY_SHARE = 0.5  # of what is available: the most that a pass may take
+
+logger = logging.getLogger(__name__)
+
+
+class Bucket(BaseModel):
+    """A number of rows, the fastest plan for a pass of so many, and its seconds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: int = Field(ge=1)
+    form: Form
+    threads: int = Field(ge=1)
+    seconds: float = Field(gt=0)
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(self.form, self.threads)
+
+
+class Schedule(BaseModel):
+    """The buckets of one operation, from one row up to as many as run fastest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    buckets: Annotated[list[Bucket], Field(min_length=1)]
+
+    @property
+    def largest(self) -> int:
+        return self.buckets[-1].rows
+
+    @cached_property
+    def _first_bucket(self) -> npt.NDArray[np.int64]:
+        """For each number of rows up to the largest bucket, which one to begin with for the least time in all."""
+        rows = np.array([bucket.rows for bucket in self.buckets])
+        seconds = np.array([bucket.seconds for bucket in self.buckets])
+        cost, first = np.zeros(self.largest + 1), np.zeros(self.largest + 1, np.int64)
+        for left in range(1, self.largest + 1):
+            totals = seconds + cost[np.maximum(left - rows, 0)]
+            first[left] = totals.argmin()
+            cost[left] = totals[first[left]]
+        return first
+
+    def cover(self, num_rows: int) -> list[Bucket]:
+        """Buckets for so many rows, in order; all but the last are full."""
+        best = max(self.buckets, key=lambda bucket: bucket.rows / bucket.seconds)
+        full = max(0, -(-(num_rows - self.largest) // best.rows))
+        passes, left = [best] * full, num_rows - full * best.rows
+        rest: list[Bucket] = []
+        while left > 0:
+            rest.append(self.buckets[self._first_bucket[left]])
+            left -= rest[-1].rows
+        return passes + sorted(rest, key=lambda bucket: -bucket.rows)
+
+    def below(self, num_rows: int) -> Schedule:
+        """Without the buckets of so many rows or more, but with the smallest one."""
+        kept = [bucket for bucket in self.buckets if bucket.rows < num_rows]
+        return Schedule(buckets=kept or self.buckets[:1])
+
+
+class Schedules(BaseModel):
+    """What was measured of one model, for whom it holds, and the file format of ``GLOW_CACHE_DIR``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    machine: str
+    model: str
+    of: dict[Operation, Schedule]
+
+    def table(self) -> str:
+        """One line an operation, for the log."""
+        return "\n".join(
+            f"  {operation}: "
+            + ", ".join(
+                f"{bucket.rows} {bucket.form} x{bucket.threads} {1e3 * bucket.seconds:.3g} ms"
+                for bucket in schedule.buckets
+            )
+            for operation, schedule in self.of.items()
+        )
+
+
+def schedules_of(
+    runner: Runner, forms: Sequence[Form], threads: int, max_rows: int, cache_dir: Path | None, seconds: float
+) -> Schedules:
+    """Take the schedules of a model from the cache, if what it holds still answers right here, else measure them.
+
+    When so many seconds are over, no larger buckets are tried. Raises ArtifactError where no plan reproduces the golden
+    case.
+    """
+    manifest = runner.manifest
+    model = f"{manifest.name}@{manifest.version}"
+    machine = f"{describe_machine(runner.device)}, {threads} threads, {'/'.join(forms)}, at most {max_rows} rows"
+    path = None
+    if cache_dir is not None:
+        key = hashlib.sha256(f"{machine} {model}".encode()).hexdigest()[:16]
+        path = cache_dir / f"plans-{manifest.name}-{key}.json"
+        if schedules := _cached(path, runner, machine, model):
+            logger.info("plans of %s, from %s:\n%s", model, path, schedules.table())
+            return schedules
+    started = time.monotonic()
+    plans = [Plan(form, count) for form in forms for count in sorted({1, threads}, reverse=True)]
+    measured: dict[Operation, Schedule] = {}
+    for operation in OPERATIONS:
+        now = time.monotonic()
+        deadline = now + (started + seconds - now) / (len(OPERATIONS) - len(measured))
+        measured[operation] = _measure(runner, operation, plans, max_rows, deadline)
+    schedules = Schedules(machine=machine, model=model, of=measured)
+    logger.info("plans of %s, measured in %.1f s:\n%s", model, time.monotonic() - started, schedules.table())
+    if path is not None:
+        _store(path, schedules)
+    return schedules
+
+
+def _cached(path: Path, runner: Runner, machine: str, model: str) -> Schedules | None:
+    """Read schedules and warm their plans up; None where there are none, or none that hold."""
+    try:
+        schedules = Schedules.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        logger.warning("%s: cannot be used, measuring again: %s", path, str(error).splitlines()[0])
+        return None
+    if (schedules.machine, schedules.model, set(schedules.of)) != (machine, model, set(OPERATIONS)):
+        logger.warning("%s: is of another machine or model, measuring again", path)
+        return None
+    for operation, schedule in schedules.of.items():
+        for bucket in schedule.buckets:
+            if fault := warm_up(runner, operation, bucket.plan, bucket.rows):
+                logger.warning("%s: %s, measuring again", path, fault)
+                return None
+    return schedules
+
+
+def _store(path: Path, schedules: Schedules) -> None:
+    """Keep schedules for the next start; a folder that cannot be written costs that start some seconds."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda partial: partial.write_text(schedules.model_dump_json(indent=1)))
+    except OSError as error:
+        logger.warning("%s: cannot be written: %s (GLOW_CACHE_DIR)", path, error.strerror)
+
+
+def warm_up(runner: Runner, operation: Operation, plan: Plan, num_rows: int) -> str | None:
+    """Run the golden case in a pass of so many rows until nothing is left to compile; returns what is wrong with it."""
+    rows = golden_rows(runner.manifest, operation, num_rows)
+    for _ in range(WARM_UP_CALLS if num_rows == 1 else 1):
+        try:
+            outputs = runner.run(operation, plan, rows)
+        except RuntimeError as error:
+            return f"{plan} fails: {str(error).strip().splitlines()[-1]}"
+    return golden_fault(runner.manifest, operation, outputs)
+
+
+def _measure(runner: Runner, operation: Operation, plans: Sequence[Plan], max_rows: int, deadline: float) -> Schedule:
+    """Double the rows of a pass for as long as that pays, and find the fastest right plan at each number."""
+    buckets: list[Bucket] = []
+    faults: dict[Plan, str] = {}
+    for num_rows in (2**power for power in itertools.count()):
+        peak = peak_bytes(runner.device)
+        seconds: dict[Plan, float] = {}
+        for plan in plans:
+            try:
+                fault = warm_up(runner, operation, plan, num_rows)
+                seconds |= {} if fault else {plan: _time(runner, operation, plan, num_rows)}
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                fault = "out of memory"
+            if fault:
+                faults[plan] = fault
+                logger.warning("%s of %d rows, %s: %s", operation, num_rows, plan, fault)
+        if not seconds:
+            break
+        best = next(plan for plan in plans if seconds.get(plan, math.inf) <= ALIKE * min(seconds.values()))
+        buckets.append(Bucket(rows=num_rows, form=best.form, threads=best.threads, seconds=seconds[best]))
+        plans = [plan for plan in seconds if seconds[plan] <= HOPELESS[min(num_rows, 4)] * seconds[best]]
+        grown = peak_bytes(runner.device) - peak
+        if (
+            2 * num_rows > max_rows
+            or time.monotonic() > deadline
+            or not _grows(buckets)
+            or 2 * grown > MEMORY_SHARE * available_bytes(runner.device)
+        ):
+            break
+    if not buckets:
+        raise ArtifactError(f"{runner.manifest.name}: no plan reproduces the golden case of {operation}: {faults}")
+    speeds = [bucket.rows / bucket.seconds for bucket in buckets]
+    enough = next(i for i, speed in enumerate(speeds) if WORTH_DOUBLING * speed >= max(speeds))
+    return Schedule(buckets=buckets[: enough + 1])
+
+
+def _grows(buckets: list[Bucket]) -> bool:
+    """Whether one of the last two doublings was worth it."""
+    speeds = [bucket.rows / bucket.seconds for bucket in buckets]
+    return len(speeds) < 3 or max(speeds[-2:]) > WORTH_DOUBLING * max(speeds[:-2])
+
+
+def _time(runner: Runner, operation: Operation, plan: Plan, num_rows: int) -> float:
+    """Least seconds of a pass: 2 to 5 of them, in a tenth of a second if they fit."""
+    rows = golden_rows(runner.manifest, operation, num_rows)
+    least, started = math.inf, time.perf_counter()
+    for attempt in range(5):
+        begun = time.perf_counter()
+        runner.run(operation, plan, rows)
+        ended = time.perf_counter()
+        least = min(least, ended - begun)
+        if attempt and ended - started > 0.1:
+            break
+    return least

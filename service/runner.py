@@ -1,0 +1,123 @@
+"""One model on one device: forward passes by a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from service.artifact import Artifact, Operation
+from service.artifact.torchscript import Program, channels_last, freeze, optimize, pack_convolutions
+
+Array = npt.NDArray[Any]
+Form = Literal["packed", "channels_last", "frozen", "optimized", "cuda_graph"]
+Method = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
+
+CPU_FORMS: tuple[Form, ...] = ("packed", "channels_last", "frozen", "optimized")
+CUDA_FORMS: tuple[Form, ...] = ("frozen", "channels_last", "cuda_graph")
+WARM_UP_CALLS = 3  # TorchScript profiles the first two calls of a method and compiles what it saw
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a forward pass runs.
+
+    ``frozen``: weights inlined; ``channels_last``: frozen, convolutions in that layout; ``packed``: channels last, the
+    weights of convolutions in oneDNN's own layout; ``optimized``: frozen and rewritten by torch for this processor;
+    ``cuda_graph``: frozen, recorded once for each number of rows and replayed without the host.
+    """
+
+    form: Form
+    threads: int = 1  # on the CPU
+
+
+class Runner:
+    """Runs the operations of an artifact over exactly as many rows as it is given, by whatever plan.
+
+    To be called from one thread at a time. Forms of the program are made when a plan first asks for them.
+    """
+
+    def __init__(self, artifact: Artifact, device: torch.device) -> None:
+        self.manifest = artifact.manifest
+        self.device = device
+        self._program = artifact.program
+        self._forms: dict[Form, Program] = {}
+        self._graphs: dict[tuple[Operation, int], _Graph] = {}
+
+    def run(self, operation: Operation, plan: Plan, rows: Array) -> tuple[Array, ...]:
+        """One forward pass: log_prob -> (log_prob,), encode -> (z, log_prob), decode -> (x,)."""
+        with torch.inference_mode():
+            if self.device.type == "cpu":
+                if torch.get_num_threads() != plan.threads:
+                    torch.set_num_threads(plan.threads)
+                outputs = _as_tuple(self._method(plan.form, operation)(torch.from_numpy(rows)))
+                return tuple(output.numpy() for output in outputs)
+            return self._run_on_cuda(operation, plan, rows)
+
+    def _method(self, form: Form, operation: Operation) -> Method:
+        if form not in self._forms:
+            self._forms[form] = self._make(form)
+        method: Method = getattr(self._forms[form], operation)
+        return method
+
+    def _make(self, form: Form) -> Program:
+        methods = self.manifest.methods
+        if form in ("channels_last", "packed"):
+            frozen = freeze(channels_last(self._program).to(self.device), methods)
+            return pack_convolutions(frozen, methods) if form == "packed" else frozen
+        if form == "optimized":
+            return optimize(self._make("frozen"), methods)
+        return freeze(self._program.to(self.device), methods)
+
+    def keep(self, plans: dict[tuple[Operation, int], Plan]) -> None:
+        """Forget what was made for other plans than these, of operations over so many rows."""
+        forms = {"frozen" if plan.form == "cuda_graph" else plan.form for plan in plans.values()}
+        self._forms = {form: program for form, program in self._forms.items() if form in forms}
+        graphs = {key for key, plan in plans.items() if plan.form == "cuda_graph"}
+        self._graphs = {key: graph for key, graph in self._graphs.items() if key in graphs}
+
+    def _run_on_cuda(self, operation: Operation, plan: Plan, rows: Array) -> tuple[Array, ...]:
+        """Send rows from page-locked memory, run, and fetch the answers into such memory: two copies that overlap."""
+        inputs = torch.from_numpy(rows).pin_memory().to(self.device, non_blocking=True)
+        if plan.form == "cuda_graph":
+            key = (operation, len(rows))
+            if key not in self._graphs:
+                self._graphs[key] = _Graph(self._method("frozen", operation), inputs)
+            outputs = self._graphs[key].replay(inputs)
+        else:
+            outputs = _as_tuple(self._method(plan.form, operation)(inputs))
+        fetched = [torch.empty_like(output, device="cpu", pin_memory=True) for output in outputs]
+        for target, output in zip(fetched, outputs, strict=True):
+            target.copy_(output, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        return tuple(target.numpy() for target in fetched)
+
+
+class _Graph:
+    """A method recorded as a CUDA graph for one shape of inputs."""
+
+    def __init__(self, method: Method, example: Tensor) -> None:
+        self._inputs = example.clone()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_CALLS):
+                method(self._inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._outputs = _as_tuple(method(self._inputs))
+
+    def replay(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run on inputs of that shape; the outputs last until the next call."""
+        self._inputs.copy_(inputs, non_blocking=True)
+        self._graph.replay()
+        return self._outputs
+
+
+def _as_tuple(outputs: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    return (outputs,) if isinstance(outputs, Tensor) else outputs

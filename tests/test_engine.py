@@ -1,0 +1,154 @@
+"""The engine: the same rows get the same answers however they are asked for, and a lack of memory ends nothing."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from service.artifact import ArtifactError, Operation, golden_rows, within_tolerance
+from service.engine import CANONICAL_ROWS, Call, Engine
+from service.errors import OutOfMemory
+from service.runner import Plan, Runner
+from service.settings import Settings
+
+MODELS = ["tiny-images", "tiny-table"]
+
+
+@pytest.fixture(scope="module")
+def engine(settings: Settings) -> Engine:
+    engine = Engine(settings)
+    engine.warm_up()
+    return engine
+
+
+def inputs(engine: Engine, model: str, num_rows: int) -> Any:
+    """Different rows, all of them likely ones."""
+    random = np.random.default_rng(0)
+    z = random.normal(size=(num_rows, engine.manifests[model].num_dims)).astype(np.float32)
+    (x,) = engine.run(Call(model, "decode"), z)
+    return x
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_rows_in_any_mixture_answer_within_the_tolerance(engine: Engine, model: str) -> None:
+    x = inputs(engine, model, 70)
+    (expected,) = engine.run(Call(model, "log_prob", True), x)
+    random = np.random.default_rng(1)
+    for num_rows in (1, 2, 3, 16, 31, 32, 33, 70):
+        chosen = random.permutation(70)[:num_rows]
+        for operation in ("log_prob", "encode"):
+            values = engine.run(Call(model, operation), x[chosen])[-1]
+            assert within_tolerance(values, expected[chosen])
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("operation", ["log_prob", "encode", "decode"])
+def test_reproducible_answers_are_the_same_bits_in_any_mixture(
+    engine: Engine, model: str, operation: Operation
+) -> None:
+    num_rows = CANONICAL_ROWS[engine.manifests[model].kind] + 5
+    x = inputs(engine, model, num_rows)
+    rows = engine.run(Call(model, "encode"), x)[0] if operation == "decode" else x
+    call = Call(model, operation, reproducible=True)
+    expected = engine.run(call, rows)
+    random = np.random.default_rng(1)
+    for some in (1, 2, 17, num_rows):
+        chosen = random.permutation(num_rows)[:some]
+        for output, values in zip(engine.run(call, rows[chosen]), expected, strict=True):
+            np.testing.assert_array_equal(output, values[chosen])
+
+
+def test_a_call_of_any_size_is_split_and_joined(engine: Engine) -> None:
+    x = inputs(engine, "tiny-table", 10_000)
+    together = engine.run(Call("tiny-table", "log_prob"), x)[0]
+    assert together.shape == (10_000,)
+    assert within_tolerance(together[5_000:5_010], engine.run(Call("tiny-table", "log_prob"), x[5_000:5_010])[0])
+
+
+class Cramped(Runner):
+    """Has room for a pass of so many rows."""
+
+    room = 10**9
+
+    def run(self, operation: Operation, plan: Plan, rows: Any) -> tuple[Any, ...]:
+        if len(rows) > self.room:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+        return super().run(operation, plan, rows)
+
+
+@pytest.fixture
+def cramped(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    monkeypatch.setattr("service.engine.Runner", Cramped)
+    engine = Engine(settings)
+    engine.warm_up()
+    return engine
+
+
+def test_a_failed_allocation_halves_the_passes_and_tries_again(
+    cramped: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = Call("tiny-table", "log_prob")
+    rows = golden_rows(cramped.manifests["tiny-table"], "log_prob", 100)
+    expected, largest = cramped.run(call, rows)[0], cramped.max_rows(call)
+    assert largest > 1
+    monkeypatch.setattr(Cramped, "room", largest // 2)
+    with caplog.at_level(logging.ERROR):
+        assert within_tolerance(cramped.run(call, rows)[0], expected)
+    assert "out of memory" in caplog.text
+    assert cramped.max_rows(call) == largest // 2
+
+
+def test_where_that_is_not_enough_the_caller_is_told_and_the_engine_goes_on(
+    cramped: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Call("tiny-table", "log_prob")
+    rows = golden_rows(cramped.manifests["tiny-table"], "log_prob", 100)
+    monkeypatch.setattr(Cramped, "room", 0)
+    with pytest.raises(OutOfMemory, match="no memory for 100 rows of tiny-table"):
+        cramped.run(call, rows)
+    monkeypatch.setattr(Cramped, "room", 10**9)
+    assert cramped.run(call, rows)[0].shape == (100,)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(cramped: Engine) -> None:
+    with pytest.raises(RuntimeError):
+        cramped.run(Call("tiny-table", "decode"), np.zeros((2, 1), np.float32))
+
+
+async def test_a_lack_of_memory_is_a_503_and_then_the_service_goes_on(
+    app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    example = (await client.get("/models/tiny-images/example")).json()
+    with monkeypatch.context() as patch:
+        patch.setattr(app.state.flows._engine, "_run", fail)
+        patch.setattr(app.state.flows._engine, "_halve", lambda call: None)
+        response = await client.post("/log-likelihood", json={"inputs": example["inputs"]})
+    assert (response.status_code, response.json()["code"]) == (503, "out_of_memory")
+    assert int(response.headers["retry-after"]) >= 1
+    assert (await client.post("/log-likelihood", json={"inputs": example["inputs"]})).status_code == 200
+
+
+def test_a_pinned_plan_is_the_only_one(settings: Settings) -> None:
+    engine = Engine(settings.model_copy(update={"plan": "frozen"}))
+    engine.warm_up()
+    assert {bucket.form for found in engine._schedules.values() for bucket in found.buckets} == {"frozen"}
+
+
+def test_a_plan_that_the_device_does_not_have_refuses_the_start(settings: Settings) -> None:
+    with pytest.raises(ArtifactError, match="GLOW_PLAN is 'cuda_graph', but cpu has packed, channels_last"):
+        Engine(settings.model_copy(update={"plan": "cuda_graph", "device": "cpu"}))
+
+
+def test_plans_are_kept_in_the_cache_folder(settings: Settings, tmp_path: Path) -> None:
+    Engine(settings.model_copy(update={"cache_dir": tmp_path})).warm_up()
+    assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {"plans"}
+    assert len(list(tmp_path.iterdir())) == len(list(settings.models[0].iterdir()))

@@ -1,0 +1,73 @@
+"""The machine: limits of a container count, not what the host has."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from service.machine import available_bytes, available_cpus, is_out_of_memory, peak_bytes
+
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+CPU = torch.device("cpu")
+
+
+def cgroup(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, CPUS),
+        ({"cpu.max": "max 100000"}, CPUS),
+        ({"cpu.max": "100000 100000"}, 1),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "99900000 100000"}, CPUS),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, CPUS),
+        ({"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "150000"}, CPUS),
+    ],
+)
+def test_threads_come_from_the_quota(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+    assert available_cpus(cgroup(tmp_path, **files)) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"memory.max": "3000", "memory.current": "1000"}, 2000),
+        ({"memory/memory.limit_in_bytes": "3000", "memory/memory.usage_in_bytes": "2000"}, 1000),
+        ({"memory.max": "3000", "memory.current": "4000"}, 0),
+    ],
+)
+def test_memory_that_is_left_is_what_the_cgroup_leaves(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+    assert available_bytes(CPU, cgroup(tmp_path, **files)) == expected
+
+
+def test_without_a_limit_the_machines_memory_is_what_is_left(tmp_path: Path) -> None:
+    assert available_bytes(CPU, cgroup(tmp_path, **{"memory.max": "max", "memory.current": "1"})) > 2**20
+
+
+def test_the_peak_of_memory_grows_with_what_is_used() -> None:
+    before = peak_bytes(CPU)
+    if not before:
+        pytest.skip("the system does not tell")
+    np.ones(2**26)
+    assert peak_bytes(CPU) >= before + 2**25
+
+
+def test_failed_allocations_are_told_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as of_torch:
+        torch.empty(2**55)
+    with pytest.raises(MemoryError) as of_numpy:
+        np.empty(2**55)
+    assert is_out_of_memory(of_torch.value)
+    assert is_out_of_memory(of_numpy.value)
+    assert is_out_of_memory(torch.OutOfMemoryError())
+    assert not is_out_of_memory(RuntimeError("shape '[2]' is invalid"))
