@@ -8,8 +8,6 @@ this table before training anything long: a narrow network leaves the machine id
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.timing import Run, interleaved
 from model.fold import fold_convolutions
 from model.nets import ConvNet, ResidualMLP
-from service.artifact import compile_module, load_records, save
-from service.artifact.torchscript import freeze
+from service.artifact import compile_module
+from service.artifact.torchscript import channels_last, freeze, pack_convolutions
 
 BATCHES = (64, 1)
-ROUNDS = 15
 
 
 @dataclass(frozen=True)
@@ -49,11 +47,12 @@ def cases(widths: list[int]) -> list[Case]:
     return found
 
 
-def frozen(net: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The network as the engine runs it: folded, scripted, saved, loaded and frozen."""
+def packed(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The network as the engine runs it: folded, scripted, frozen and packed."""
     holder = nn.Sequential(net)
     fold_convolutions(holder)
-    return freeze(load_records(save(compile_module(holder.eval().requires_grad_(False), []))), [])
+    program = compile_module(holder.eval().requires_grad_(False), [])
+    return pack_convolutions(freeze(channels_last(program), []), ["forward"])
 
 
 def flop_of(net: nn.Module, x: Tensor) -> int:
@@ -70,27 +69,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    runs = []
+    flop: dict[str, int] = {}
+    runs: dict[str, Run] = {}
     for case in cases(args.widths):
         net = case.build()
-        inputs = [torch.randn(batch, *case.shape) for batch in BATCHES]
-        runs.append((case, flop_of(net, inputs[1]), frozen(net), inputs))
-    times: dict[tuple[str, int], list[float]] = {}
-    with torch.inference_mode():
-        for _ in range(ROUNDS):
-            for case, _, run, inputs in runs:
-                for x in inputs:
-                    started = time.perf_counter()
-                    run(x)
-                    times.setdefault((case.name, len(x)), []).append(time.perf_counter() - started)
+        flop[case.name] = flop_of(net, torch.randn(1, *case.shape))
+        for batch in BATCHES:
+            runs[f"{case.name}, {batch}"] = partial(packed(net), torch.randn(batch, *case.shape))
+    seconds = interleaved(runs)
     heads = [f"{what} at batch {batch}" for batch in BATCHES for what in ("GFLOP/s", "us an input")]
     print(f"| conditioner | MFLOP | {' | '.join(heads)} |\n|---|---|{'---|' * len(heads)}")
-    for case, flop, _, _ in runs:
+    for name, operations in flop.items():
         figures = []
         for batch in BATCHES:
-            seconds = statistics.median(times[case.name, batch][3:])  # the first calls compile
-            figures += [f"{batch * flop / seconds / 1e9:.0f}", f"{seconds / batch * 1e6:.0f}"]
-        print(f"| {case.name} | {flop / 1e6:.2f} | {' | '.join(figures)} |")
+            took = seconds[f"{name}, {batch}"]
+            figures += [f"{batch * operations / took / 1e9:.0f}", f"{took / batch * 1e6:.0f}"]
+        print(f"| {name} | {operations / 1e6:.2f} | {' | '.join(figures)} |")
     print(f"\n{args.threads} thread(s), float32, torch {torch.__version__}")
 
 

@@ -1,0 +1,191 @@
+"""How near the machine's limit the engine runs: ``python -m benchmarks.engine``.
+
+One core, everything in one process and taking turns, medians over rounds. The engine runs as the service runs it (plans
+measured at start, NumPy arrays in and out). Beside it:
+
+* the same flow scripted as it was trained, without folding, in inference mode and warmed;
+* this core's peak: the best of 3x3 convolutions of 64, 128 and 256 channels, 14x14, 64 images, float32, either layout;
+* for a table, NumPy matrix products of the same floating-point operations as a flow of 8 affine couplings of width 128.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.timing import Run, interleaved
+from model.data import Dataset, unnamed_columns
+from model.export import export
+from model.fold import fold
+from model.glow import Glow, GlowConfig, build_glow
+from model.recipe import Splits, parse_recipe
+from model.trainer import Trainer
+from service.artifact import Manifest, compile_module
+from service.engine import Call, Engine
+from service.machine import processor
+from service.settings import EMBEDDED_ARTIFACTS, Settings
+
+IMAGES = "fashion-mnist"
+TABLE = "breast-cancer"
+BATCH = 64
+TABLE_ROWS = 100_000
+COLUMNS, COUPLINGS, WIDTH = 30, 8, 128
+
+
+def flop_of(flow: Glow) -> int:
+    """Floating-point operations of one row under the folded flow, a multiplication and an addition being two."""
+    folded = fold(flow)
+    with FlopCounterMode(display=False) as counter:
+        folded.encode(torch.zeros(1, *flow.shape))
+    return int(counter.get_total_flops())
+
+
+def unfolded(manifest: Manifest) -> Glow:
+    """A flow as the artifact's recipe builds it; the speed of a flow does not depend on its weights."""
+    torch.manual_seed(0)
+    flow = build_glow(manifest.shape, GlowConfig(**manifest.recipe["model"]))
+    for parameter in flow.parameters():
+        parameter.data += 0.01 * torch.randn_like(parameter)
+    return flow.eval().requires_grad_(False)
+
+
+def peak_convolutions() -> tuple[dict[str, Run], dict[str, int]]:
+    """Convolutions to measure the core's peak with, and their floating-point operations."""
+    runs: dict[str, Run] = {}
+    flop: dict[str, int] = {}
+    for channels in (64, 128, 256):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            convolution = nn.Conv2d(channels, channels, 3, padding=1).to(memory_format=layout)  # type: ignore[call-overload]
+            x = torch.randn(BATCH, channels, 14, 14).contiguous(memory_format=layout)
+            name = f"{channels} channels, {layout}"
+            runs[name] = lambda convolution=convolution, x=x: convolution(x)  # type: ignore[misc]
+            flop[name] = 2 * BATCH * 14 * 14 * channels * channels * 9
+    return runs, flop
+
+
+def table_artifact(folder: Path) -> Path:
+    """Export a flow of the size that the benchmark names; it is hardly trained."""
+    recipe = parse_recipe(
+        {
+            "name": "table",
+            "data": {"train": "unused", "validation": 100, "calibration": 100},
+            "model": {"num_steps": COUPLINGS, "width": WIDTH},
+            "training": {"steps": 3},
+        },
+        "benchmark",
+    )
+    x = np.random.default_rng(0).normal(size=(2000, COLUMNS))
+    parts = [Dataset(part, unnamed_columns(COLUMNS)) for part in np.split(x, [1700, 1800, 1900])]
+    splits = Splits(*parts)
+    trainer = Trainer(recipe, splits)
+    for _ in range(recipe.training.steps):
+        trainer.train_step()
+    export(trainer.checkpoint(), splits, folder / "table.pt")
+    return folder / "table.pt"
+
+
+def matrix_products() -> Run:
+    """NumPy products of the shapes in a coupling: its mixing and the layers of its network, for each coupling."""
+    random = np.random.default_rng(0)
+    half = COLUMNS // 2
+    shapes = [(COLUMNS, COLUMNS), (half, WIDTH), (WIDTH, WIDTH), (WIDTH, WIDTH), (WIDTH, 2 * half)]
+    weights = [random.normal(size=shape).astype(np.float32) for shape in shapes]
+    inputs = [random.normal(size=(TABLE_ROWS, shape[0])).astype(np.float32) for shape in shapes]
+
+    def run() -> None:
+        for _ in range(COUPLINGS):
+            for x, weight in zip(inputs, weights, strict=True):
+                x @ weight
+
+    return run
+
+
+def seconds_to_ready(cache: Path) -> float:
+    """Seconds from the start of the service's process to its first answer from /readyz."""
+    code = (
+        "import subprocess, sys, time, httpx\n"
+        "started = time.monotonic()\n"
+        "server = subprocess.Popen([sys.executable, '-W', 'ignore', '-m', 'service', '--port', '8765'],"
+        " stderr=subprocess.DEVNULL)\n"
+        "while True:\n"
+        "    try:\n"
+        "        if httpx.get('http://127.0.0.1:8765/readyz', trust_env=False).status_code == 200: break\n"
+        "    except httpx.TransportError: pass\n"
+        "    time.sleep(0.02)\n"
+        "print(time.monotonic() - started)\n"
+        "server.terminate(); server.wait()\n"
+    )
+    environment = {"GLOW_CACHE_DIR": str(cache), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    return float(done.stdout)
+
+
+def main() -> None:
+    """Print one table."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
+        engine = Engine(Settings(models=[EMBEDDED_ARTIFACTS, table_artifact(Path(folder))], threads=1, device="cpu"))
+        engine.warm_up()
+        manifest = engine.manifests[IMAGES]
+        flow = unfolded(manifest)
+        script = compile_module(flow, ["log_prob"])
+        random = np.random.default_rng(0)
+        images = random.integers(0, 256, (BATCH, *manifest.shape)).astype(np.float32)
+        codes = random.normal(size=(BATCH, manifest.num_dims)).astype(np.float32)
+        rows = {name: random.normal(size=(TABLE_ROWS, COLUMNS)) for name in (TABLE, "table")}
+        peaks, flop = peak_convolutions()
+        seconds = interleaved(
+            {
+                **peaks,
+                "script, 64": lambda: script.log_prob(torch.from_numpy(images)),
+                "script, 1": lambda: script.log_prob(torch.from_numpy(images[:1])),
+                "log_prob, 64": lambda: engine.run(Call(IMAGES, "log_prob"), images),
+                "log_prob, 1": lambda: engine.run(Call(IMAGES, "log_prob"), images[:1]),
+                "encode, 64": lambda: engine.run(Call(IMAGES, "encode"), images),
+                "decode, 64": lambda: engine.run(Call(IMAGES, "decode"), codes),
+            }
+        )
+        seconds |= interleaved(
+            {
+                "NumPy": matrix_products(),
+                "table": lambda: engine.run(Call("table", "log_prob"), rows["table"]),
+                TABLE: lambda: engine.run(Call(TABLE, "log_prob"), rows[TABLE]),
+            },
+            rounds=5,
+        )
+        peak = max(flop[name] / seconds[name] for name in flop)
+        speed = BATCH * flop_of(flow) / seconds["log_prob, 64"]
+        starts = [seconds_to_ready(Path(folder) / "cache") for _ in range(4)]
+    lines = [
+        ("batch 64, times as fast as the script", seconds["script, 64"] / seconds["log_prob, 64"], ">= 3.5"),
+        ("batch 64, share of the core's peak", speed / peak, ">= 0.6"),
+        ("batch 1, times as fast as the script", seconds["script, 1"] / seconds["log_prob, 1"], ">= 2"),
+        ("100,000 rows of 30 columns, share of NumPy's speed", seconds["NumPy"] / seconds["table"], ">= 0.3"),
+        (f"the same, {TABLE}", seconds["NumPy"] / seconds[TABLE], ""),
+        ("decode / encode, batch 64", seconds["decode, 64"] / seconds["encode, 64"], "<= 1.15"),
+        ("seconds to ready, nothing cached", starts[0], "<= 20"),
+        ("seconds to ready, plans cached, median of 3", statistics.median(starts[1:]), "<= 4"),
+    ]
+    print("| what | measured | mark |\n|---|---|---|")
+    for what, value, mark in lines:
+        print(f"| {what} | {value:.2f} | {mark} |")
+    milliseconds = ", ".join(f"{name} {1e3 * value:.2f}" for name, value in seconds.items() if name not in flop)
+    print(f"\nms: {milliseconds}")
+    print(
+        f"peak {peak / 1e9:.0f} GFLOP/s, engine {speed / 1e9:.0f}; {processor()}, torch {torch.__version__}, one core"
+    )
+
+
+if __name__ == "__main__":
+    main()
