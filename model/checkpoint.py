@@ -12,7 +12,7 @@ from model.glow import Glow, Shape, build_glow
 from model.recipe import Recipe, parse_recipe
 from service.artifact import Column, write_whole
 
-FORMAT = 2
+FORMAT = 3
 
 
 class CheckpointError(ValueError):
@@ -36,6 +36,8 @@ class Checkpoint:
     best: float  # lowest validation loss so far
     recent: list[float]  # losses of the last steps, by which divergence is told
     rollbacks: int  # times that the run went back to an earlier checkpoint
+    figures: list[dict[str, float]]  # of every step since the last evaluation
+    skipped: int  # steps that changed nothing, on all attempts
 
     def averaged_flow(self) -> Glow:
         """Build the flow with the averaged weights, which are the ones to evaluate and export."""

@@ -108,7 +108,7 @@ def _facts(trainer: Trainer, splits: Splits) -> dict[str, Any]:
         "seed": trainer.recipe.training.seed,
         "steps": trainer.step,
         "rollbacks": trainer.rollbacks,
-        "skipped_steps": int(sum(entry["skipped"] for entry in trainer.history)),
+        "skipped_steps": trainer.skipped,
         "seconds": round(trainer.seconds, 1),
         "rows_per_s": round(trainer.step * trainer.recipe.training.batch_size / max(trainer.seconds, 1e-9), 1),
         "hardware": {

@@ -36,12 +36,11 @@ def train(trainer: Trainer, out: Path, progress: bool = True) -> bool:
     """Run to the recipe's last step, out of patience, or to the first SIGINT or SIGTERM.
 
     Leaves ``last.pt`` and ``best.pt`` in ``out`` and returns whether the run is complete. A signal lets the current
-    step finish, so a checkpoint is never torn. A run that diverges goes back to its last checkpoint and says so; raises
-    DivergedError where that does not help.
+    step finish, so a checkpoint is never torn. A run that diverges goes back to the last checkpoint that a window of
+    sound steps has followed, and says so; raises DivergedError where that does not help.
     """
     training, leads = trainer.recipe.training, trainer.processes.leads
     out.mkdir(parents=True, exist_ok=True)
-    recent: list[dict[str, float]] = []
     started = time.monotonic() - trainer.seconds
     stopping = False
     quiet = not (leads and progress)
@@ -52,13 +51,11 @@ def train(trainer: Trainer, out: Path, progress: bool = True) -> bool:
     ):
         while not (trainer.complete or stopping):
             figures, stopping = trainer.train_step(stop.requested)
-            recent.append(figures)
             bar.update()
             trainer.seconds = time.monotonic() - started
-            diverged = trainer.watch.observe(figures["loss"], figures["skipped"] > 0)
+            diverged = trainer.observe(figures)
             if not diverged and (trainer.step % training.evaluate_every == 0 or trainer.step == training.steps):
-                diverged = _evaluate(trainer, recent, out, log)
-                recent = []
+                diverged = _evaluate(trainer, out, log)
                 message = _message(trainer)
                 bar.set_postfix_str(message)
                 if bar.disable and not quiet:
@@ -69,16 +66,16 @@ def train(trainer: Trainer, out: Path, progress: bool = True) -> bool:
             if diverged:
                 step = trainer.step
                 trainer.roll_back(diverged)
-                recent, stopping = [], False
+                stopping = False
                 bar.update(trainer.step - step)
                 if log:
                     log.rewind(trainer.step)
                 if not quiet:
                     bar.write(f"step {step}: {diverged}; going back to step {trainer.step}, learning rate halved")
             elif trainer.step % training.checkpoint_every == 0 or trainer.complete or stopping:
-                sound = trainer.mark_sound()
-                if leads:
-                    save_checkpoint(sound, out / "last.pt")
+                checkpoint = trainer.keep()
+                if leads and checkpoint:
+                    save_checkpoint(checkpoint, out / "last.pt")
     if log:
         log.close()
     if leads and not (out / "best.pt").exists():
@@ -90,11 +87,12 @@ def _rows_per_s(trainer: Trainer) -> float:
     return trainer.step * trainer.recipe.training.batch_size / trainer.seconds
 
 
-def _evaluate(trainer: Trainer, recent: list[dict[str, float]], out: Path, log: EventLog | None) -> str | None:
+def _evaluate(trainer: Trainer, out: Path, log: EventLog | None) -> str | None:
     """Measure the averaged flow, keep it if it is the best, draw and log; returns what diverged, if anything."""
-    taken = [step for step in recent if not step["skipped"]] or recent
+    taken = [step for step in trainer.figures if not step["skipped"]] or trainer.figures
     mean = {name: sum(step[name] for step in taken) / len(taken) for name in taken[0]}
-    mean["skipped"] = sum(step["skipped"] for step in recent)
+    mean["skipped"] = sum(step["skipped"] for step in trainer.figures)
+    trainer.figures = []
     mean |= {"validation": trainer.evaluate(), "rows_per_s": _rows_per_s(trainer), "rollbacks": trainer.rollbacks}
     trainer.history.append({"step": trainer.step, **mean})
     improved = mean["validation"] < trainer.best  # never where it is not a number

@@ -15,7 +15,7 @@ from model.checkpoint import Checkpoint
 from model.columns import add_column_noise, describe_columns, standardizer
 from model.data import Kind
 from model.distributed import Processes
-from model.divergence import DivergedError, Watch
+from model.divergence import WINDOW, DivergedError, Watch
 from model.glow import Glow, build_glow
 from model.likelihood import bits_per_dim, dequantize, standard_normal_log_prob
 from model.nets import ConvNet
@@ -25,7 +25,7 @@ from service.artifact import Column
 INITIALIZATION_ROWS = 1024
 EVALUATION_BATCH = 256
 MAX_ROLLBACKS = 5
-EVALUATION_SEED = 2**32  # outside the range of recipe seeds and of shuffles: the same noise at every evaluation
+EVALUATION_SEED = 2**31  # no recipe has it: the same noise at every evaluation, whatever the seed
 
 
 class Trainer:
@@ -73,13 +73,15 @@ class Trainer:
             weight_decay=training.weight_decay,
             fused=True,
         )
-        self.step, self.seconds, self.best, self.rollbacks = 0, 0.0, math.inf, 0
+        self.step, self.seconds, self.best, self.rollbacks, self.skipped = 0, 0.0, math.inf, 0, 0
         self.history: list[dict[str, float]] = []
+        self.figures: list[dict[str, float]] = []
         self.watch = Watch(self._margin)
         if checkpoint is not None:
             self._check_resumable(checkpoint)
             self._restore(checkpoint)
-        self.mark_sound()
+        self.sound = copy.deepcopy(self.checkpoint())  # to go back to
+        self.kept: Checkpoint | None = None  # a later one, not yet known to be sound
 
     @property
     def _margin(self) -> float:
@@ -106,7 +108,8 @@ class Trainer:
         self.averaged.load_state_dict(checkpoint.averaged)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.step, self.seconds, self.best = checkpoint.step, checkpoint.seconds, checkpoint.best
-        self.history, self.rollbacks = list(checkpoint.history), checkpoint.rollbacks
+        self.history, self.figures = list(checkpoint.history), list(checkpoint.figures)
+        self.rollbacks, self.skipped = checkpoint.rollbacks, checkpoint.skipped
         self.watch = Watch(self._margin, checkpoint.recent)
 
     def checkpoint(self) -> Checkpoint:
@@ -125,16 +128,33 @@ class Trainer:
             best=self.best,
             recent=self.watch.recent,
             rollbacks=self.rollbacks,
+            figures=list(self.figures),
+            skipped=self.skipped,
         )
 
-    def mark_sound(self) -> Checkpoint:
-        """Remember this state as the one to go back to; returns its checkpoint, which later steps do not touch.
+    def observe(self, figures: dict[str, float]) -> str | None:
+        """Take note of a step's figures; returns what diverged, if anything did.
+
+        Where nothing did, the last state kept is the one to go back to once a window of steps has followed it.
+        """
+        self.figures.append(figures)
+        self.skipped += int(figures["skipped"])
+        diverged = self.watch.observe(figures["loss"], figures["skipped"] > 0)
+        if not diverged and self.kept is not None and self.step - self.kept.step >= WINDOW:
+            self.sound, self.kept = self.kept, None
+            self.watch.trust(self.sound.recent)
+        return diverged
+
+    def keep(self) -> Checkpoint | None:
+        """Return the checkpoint of this state, which later steps do not touch; None where the last step was a bad one.
 
         Every process remembers its own, so that none has to see another's files.
         """
-        self.sound = copy.deepcopy(self.checkpoint())
-        self.watch = Watch(self._margin, self.sound.recent)
-        return self.sound
+        if self.watch.alarmed:
+            return None
+        checkpoint = copy.deepcopy(self.checkpoint())
+        self.kept = self.kept or checkpoint
+        return checkpoint
 
     def roll_back(self, reason: str) -> None:
         """Go back to the last sound state, halve the learning rate and draw other batches and noise from there on.
@@ -146,8 +166,15 @@ class Trainer:
                 f"step {self.step}: {reason}, and the run has gone back {MAX_ROLLBACKS} times already; "
                 f"the last sound state is that of step {self.sound.step}"
             )
+        self.kept = None
         self._restore(
-            replace(copy.deepcopy(self.sound), seconds=self.seconds, best=self.best, rollbacks=self.rollbacks + 1)
+            replace(
+                copy.deepcopy(self.sound),
+                seconds=self.seconds,
+                best=self.best,
+                rollbacks=self.rollbacks + 1,
+                skipped=self.skipped,
+            )
         )
 
     def noisy(self, rows: Tensor, generator: torch.Generator, smoothing: float = 0.0) -> Tensor:
@@ -175,7 +202,7 @@ class Trainer:
         """
         training = self.recipe.training
         generator = generator_of(training.seed, self.step + 1, self.rollbacks)
-        torch.manual_seed(training.seed + 2**20 * self.step + self.processes.rank)  # dropout
+        torch.manual_seed(stream_of(training.seed, self.step, self.rollbacks, 1 + self.processes.rank))  # dropout
         noisy = self.noisy(self.fit[self._batch_rows()], generator, training.noise)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, training) / 2**self.rollbacks
@@ -214,9 +241,7 @@ class Trainer:
         rows: list[Tensor] = []
         epoch = first // total
         while sum(len(part) for part in rows) < size:
-            shuffled = torch.randperm(
-                total, generator=generator_of(self.recipe.training.seed + 2**31, epoch, self.rollbacks)
-            )
+            shuffled = torch.randperm(total, generator=generator_of(self.recipe.training.seed, epoch, self.rollbacks))
             begin = max(first - epoch * total, 0)
             rows.append(shuffled[begin : first + size - epoch * total])
             epoch += 1
@@ -250,9 +275,20 @@ def learning_rate(step: int, training: TrainingRecipe) -> float:
     )
 
 
-def generator_of(seed: int, step: int, attempt: int = 0) -> torch.Generator:
-    """Make the generator of a step: its randomness depends on the seed, the step and the times it was gone back to."""
-    return torch.Generator().manual_seed((seed * 2**31 + step) ^ (attempt * 0x9E3779B97F4A7C15 % 2**63))
+def generator_of(seed: int, index: int, attempt: int = 0) -> torch.Generator:
+    """Make the generator of a step's noise, or of an epoch's shuffle, after so many times of going back.
+
+    A step and the epoch of the same number share a stream, of which one makes noise and the other an order of rows.
+    """
+    return torch.Generator().manual_seed(stream_of(seed, index, attempt))
+
+
+def stream_of(seed: int, index: int, attempt: int = 0, purpose: int = 0) -> int:
+    """Number a random stream: torch's generator on the CPU takes 32 bits of a seed and ignores the rest.
+
+    Multiples of odd constants keep the streams of small seeds, attempts and purposes some ten million indices apart.
+    """
+    return (index + 0x9E3779B1 * seed + 0x85EBCA77 * attempt + 0xC2B2AE3D * purpose) % 2**32
 
 
 def lower_precision(flow: Glow) -> None:

@@ -18,7 +18,7 @@ from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from model.cli import run_command
 from model.recipe import RecipeError, TrainingRecipe, parse_recipe, read_recipe
 from model.train import main, train
-from model.trainer import Trainer, learning_rate
+from model.trainer import EVALUATION_SEED, Trainer, learning_rate, stream_of
 from tests.conftest import tiny_images, tiny_recipe, tiny_table, with_training
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +64,27 @@ def test_a_resumed_run_takes_exactly_the_steps_of_an_uninterrupted_one(tmp_path:
         resumed.train_step()
     for name, value in whole.checkpoint().averaged.items():
         assert torch.equal(value, resumed.checkpoint().averaged[name]), name
+
+
+def test_seeds_steps_attempts_and_purposes_have_random_streams_of_their_own() -> None:
+    streams = [
+        stream_of(seed, index, attempt, purpose)
+        for seed in (*range(8), EVALUATION_SEED)
+        for index in (*range(64), 4096, 10**6)
+        for attempt in range(3)
+        for purpose in range(3)
+    ]
+    assert len(set(streams)) == len(streams)
+    draws = {tuple(torch.rand(2, generator=torch.Generator().manual_seed(stream)).tolist()) for stream in streams}
+    assert len(draws) == len(streams)  # torch takes what tells them apart for a seed
+
+
+def test_another_seed_is_another_run() -> None:
+    batches = []
+    for seed in range(3):
+        trainer = Trainer(with_training(tiny_recipe("a"), seed=seed), tiny_table())
+        batches.append(tuple(trainer._batch_rows().tolist()))
+    assert len(set(batches)) == 3
 
 
 def test_every_epoch_sees_every_row_once() -> None:
@@ -230,12 +251,12 @@ def test_a_run_without_a_better_evaluation_for_its_patience_is_complete(
 
 def test_a_validation_that_is_not_a_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(with_training(tiny_recipe("a"), steps=3, evaluate_every=1, checkpoint_every=1), tiny_table())
-    losses = iter([2.0, math.nan, 3.0, 4.0])
+    losses = iter([2.0, math.nan, 2.5, 3.0, 4.0])
     monkeypatch.setattr(trainer, "evaluate", lambda: next(losses))
     train(trainer, tmp_path, progress=False)
     assert load_checkpoint(tmp_path / "best.pt").step == 1
     assert trainer.rollbacks == 1
-    assert [entry["validation"] for entry in trainer.history] == [2.0, 3.0, 4.0]
+    assert [entry["validation"] for entry in trainer.history] == [2.5, 3.0, 4.0]
 
 
 def test_features_in_half_precision_train_the_single_precision_flow(tmp_path: Path) -> None:
@@ -256,7 +277,7 @@ def test_figures_and_samples_are_logged_for_tensorboard_once_a_step(tmp_path: Pa
     recipe = with_training(tiny_recipe("a", num_levels=2, bits=4), steps=6, evaluate_every=2, checkpoint_every=2)
     trainer = Trainer(recipe, tiny_images())
     train(trainer, tmp_path, progress=False)
-    again = Trainer(with_training(recipe, steps=8), tiny_images(), trainer.sound)
+    again = Trainer(with_training(recipe, steps=8), tiny_images(), load_checkpoint(tmp_path / "last.pt"))
     train(again, tmp_path, progress=False)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     scalars = events.Scalars("validation")
