@@ -26,7 +26,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from model.checkpoint import load_checkpoint
 from model.data import Array, Dataset, unnamed_columns
-from model.evaluate import log_prob
+from model.evaluate import batches, log_prob
 from model.fold import fold
 from model.recipe import Splits, read_recipe
 from model.train import train
@@ -87,7 +87,7 @@ def flow_scores(train_rows: Array, test_rows: Array, seed: int, changes: list[st
     with tempfile.TemporaryDirectory() as out:
         train(Trainer(recipe, splits), Path(out), progress=False)
         flow = load_checkpoint(Path(out) / "best.pt").averaged_flow()
-    scores: Array = -log_prob(compile_module(fold(flow), ["log_prob"]), torch.from_numpy(test_rows)).numpy()
+    scores: Array = -log_prob(compile_module(fold(flow), ["log_prob"]), batches(torch.from_numpy(test_rows))).numpy()
     return scores
 
 

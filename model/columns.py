@@ -11,11 +11,12 @@ from torch import Tensor
 
 from model.bijections import Standardize
 from model.dataset import Array, DataError, Dataset, release_pages
-from service.artifact import NOISE_FLOOR, Column
+from service.artifact import NOISE_FLOOR, Column, listed_categories
 
 TAIL = 3.0  # scales from its centre at which a table's values begin to be drawn in
 _BIN_VARIANCE = 1 / 12  # of uniform noise in a bin of width 1
 _QUARTILES_OF_NORMAL = 1.349  # standard deviations between the quartiles of a normal distribution
+_INNER_NINE_TENTHS_OF_NORMAL = 3.290
 
 
 def describe_columns(data: Dataset) -> list[Column]:
@@ -55,12 +56,29 @@ def _describe(name: str, values: Array, categories: list[str]) -> Column:
 def robust_location(values: Array, std: float) -> tuple[float, float]:
     """Return the median and the distance of the quartiles, in standard deviations of a normal distribution.
 
-    A few wild values move neither. Where at least half of the values are equal, or the quartiles lie within a tenth of
-    the standard deviation, the latter decides: a column's rare values are not to be drawn in as if they were wild.
+    Wild values, up to one in twenty at either end, move neither. Where the quartiles lie within a tenth of what the
+    inner nine tenths of the values tell, a tenth of that decides, and where at least half of the values are equal, the
+    standard deviation: rare values that are not wild are not to be drawn in as if they were.
     """
-    low, median, high = (float(quantile) for quantile in np.quantile(values, [0.25, 0.5, 0.75]))
+    bottom, low, median, high, top = (float(value) for value in np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95]))
     spread = (high - low) / _QUARTILES_OF_NORMAL
-    return median, max(spread, std / 10) if spread > 0 else std
+    return median, max(spread, (top - bottom) / _INNER_NINE_TENTHS_OF_NORMAL / 10) if spread > 0 else std
+
+
+def treatment(column: Column, smoothing: float) -> str:
+    """Tell what a column becomes in training with so much smoothing, in scales, in a line for the reader."""
+    noise = f"Gaussian noise of std {column.noise_std:.4g}"
+    if column.type == "categorical":
+        listed = listed_categories(column.categories)
+        what = f"{len(column.categories)} categories ({listed}): their codes, uniform noise in bins of width 1"
+    elif column.type == "constant":
+        what = f"constant {column.center:.10g}: {'uniform noise in a bin of width 1' if column.quantized else noise}"
+    elif column.type == "duplicate":
+        what = f"equal to column {column.duplicate_of!r} in every row: {noise}, so that both have a joint density"
+    else:
+        what = "whole numbers: uniform noise in bins of width 1" if column.quantized else "real numbers"
+    blurred = f"; smoothed by Gaussian noise of {smoothing:g} scales" if smoothing else ""
+    return f"{what}{blurred}; drawn in beyond {TAIL:g} scales of {column.scale:.4g} from {column.center:.6g}"
 
 
 def unit_of(columns: list[Column]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from model.cli import Parser, UsageError, run_command
 from model.columns import add_column_noise, unit_of
 from model.data import DataError, Dataset, Selection, load
+from model.dataset import release_pages
 from model.glow import Glow
 from model.likelihood import dequantize, mean_likelihood
 from service.artifact import Artifact, Column, Manifest, Program, TestResult, open_artifact
@@ -21,13 +22,13 @@ BATCH = 256
 NOISE_SEED = 0
 
 
-def log_prob(module: Program | Glow, x: Tensor) -> Tensor:
-    """Log-likelihoods of any number of rows, in batches: (N, *shape) -> (N,) nats."""
+def log_prob(module: Program | Glow, rows: Iterable[Tensor]) -> Tensor:
+    """Log-likelihoods of any number of rows that come in batches: (B, *shape) each -> (N,) nats."""
     with torch.inference_mode():
-        return torch.cat([module.log_prob(batch) for batch in _batches(x, "scoring")])
+        return torch.cat([module.log_prob(batch) for batch in rows])
 
 
-def _batches(x: Tensor, what: str) -> Iterable[Tensor]:
+def batches(x: Tensor, what: str = "scoring") -> Iterable[Tensor]:
     """Cut rows into batches, with a progress bar on a terminal."""
     return tqdm(torch.split(x, BATCH), desc=what, unit="batch", leave=False, disable=None)
 
@@ -37,15 +38,24 @@ def as_inputs(data: Dataset) -> Tensor:
     return torch.from_numpy(data.x).float() if data.kind == "image" else torch.from_numpy(data.x)
 
 
-def noisy(data: Dataset, columns: list[Column], smoothing: float = 0.0) -> Tensor:
+def noisy_batches(data: Dataset, columns: list[Column]) -> Iterator[Tensor]:
     """Rows as their published likelihood is measured: images and integer columns under uniform noise, always the same.
 
-    ``smoothing`` is that of training, in scales of a column; none where a likelihood is measured.
+    Made batch by batch, so that the rows of a mapped file never come to lie in memory together.
     """
     generator = torch.Generator().manual_seed(NOISE_SEED)
-    if data.kind == "image":
-        return dequantize(as_inputs(data), generator)
-    return add_column_noise(as_inputs(data), columns, smoothing, generator)
+    for rows in batches(torch.from_numpy(data.x)):
+        yield (
+            dequantize(rows.float(), generator)
+            if data.kind == "image"
+            else add_column_noise(rows, columns, 0.0, generator)
+        )
+        release_pages(data.x)
+
+
+def noisy(data: Dataset, columns: list[Column]) -> Tensor:
+    """The same, all rows at once."""
+    return torch.cat(list(noisy_batches(data, columns)))
 
 
 def likelihood(module: Program, data: Dataset, columns: list[Column]) -> TestResult:
@@ -54,7 +64,7 @@ def likelihood(module: Program, data: Dataset, columns: list[Column]) -> TestRes
     Images: bits per dimension under uniform dequantization noise, a lower bound of the probability of the integers.
     Vectors: nats; integer columns carry uniform noise, as in training.
     """
-    mean = mean_likelihood(log_prob(module, noisy(data, columns)), data.shape)
+    mean = mean_likelihood(log_prob(module, noisy_batches(data, columns)), data.shape)
     bits, nats = (mean.value, None) if mean.unit == "bits/dim" else (None, mean.value)
     return TestResult(bits_per_dim=bits, nats=nats, standard_error=mean.standard_error, rows=mean.rows)
 
@@ -65,7 +75,7 @@ def round_trip_error(module: Program, x: Tensor, columns: list[Column]) -> float
     with torch.inference_mode():
         errors: list[float] = [
             ((module.decode(module.encode(batch)[0]) - batch).abs() / unit).max().item()
-            for batch in _batches(x, "round trip")
+            for batch in batches(x, "round trip")
         ]
     return max(errors)
 
@@ -74,7 +84,7 @@ def prior_draws(module: Program, num: int, num_dims: int) -> Tensor:
     """Decode so many draws z ~ N(0, I), always the same: (num, *shape). Every one has to be finite."""
     z = torch.randn(num, num_dims, generator=torch.Generator().manual_seed(NOISE_SEED))
     with torch.inference_mode():
-        return torch.cat([module.decode(batch) for batch in _batches(z, "decoding")])
+        return torch.cat([module.decode(batch) for batch in batches(z, "decoding")])
 
 
 def rows_per_second(module: Program, x: Tensor) -> float:
@@ -83,7 +93,7 @@ def rows_per_second(module: Program, x: Tensor) -> float:
     times = []
     for _ in range(8):
         started = time.perf_counter()
-        log_prob(module, batch)
+        log_prob(module, [batch])
         times.append(time.perf_counter() - started)
     return len(batch) / sorted(times[3:])[2]
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.cli import Parser, run_command
-from model.columns import unit_of
+from model.columns import treatment, unit_of
 from model.data import DataError
-from model.evaluate import as_inputs, likelihood, log_prob, round_trip_error
+from model.evaluate import as_inputs, batches, likelihood, log_prob, round_trip_error
 from model.fold import fold, statistics_names
 from model.glow import Glow
 from model.recipe import Splits, load_splits
@@ -56,7 +56,10 @@ def export(checkpoint: Checkpoint, splits: Splits, out: Path) -> Manifest:
         description=recipe.artifact.description,
         kind=kind,
         shape=checkpoint.shape,
-        columns=checkpoint.columns,
+        columns=[
+            column.model_copy(update={"treatment": treatment(column, recipe.training.noise)})
+            for column in checkpoint.columns
+        ],
         value_range=(0.0, 2.0**recipe.model.bits - 1) if kind == "image" else None,
         latent_layout=[
             LatentPart(offset=int(offset), shape=tuple(shape))
@@ -67,7 +70,9 @@ def export(checkpoint: Checkpoint, splits: Splits, out: Path) -> Manifest:
         recipe=recipe.model_dump(mode="json"),
         data_digest=checkpoint.data_digest,
         test=None if splits.test is None else likelihood(module, splits.test, checkpoint.columns),
-        calibration=Calibration(alpha=recipe.artifact.alpha, values=sorted((-log_prob(module, held_out)).tolist())),
+        calibration=Calibration(
+            alpha=recipe.artifact.alpha, values=sorted((-log_prob(module, batches(held_out))).tolist())
+        ),
         golden=golden_case(module, held_out[:GOLDEN_ROWS]),
         torch_version=torch.__version__,
         licence=recipe.artifact.licence,

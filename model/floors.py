@@ -43,17 +43,16 @@ def choose_rows(total: int, most: int) -> Array:
     return np.sort(np.random.default_rng(0).permutation(total)[:most])
 
 
-def measure_floors(
-    splits: Splits, held_out: Dataset, x: Tensor, columns: list[Column], smoothing: float
-) -> list[Floor]:
+def measure_floors(splits: Splits, held_out: Dataset, x: Tensor, columns: list[Column]) -> list[Floor]:
     """Measure every floor on held-out rows, whose noisy values x (N, *shape) are those that the flow is measured on.
 
-    The densities are fitted to at most ``FIT_ROWS`` fit rows, under the noise and the smoothing that the flow saw.
+    The densities are fitted to at most ``FIT_ROWS`` fit rows, under the noise that held-out rows have. The smoothing
+    that a flow is trained with is its own remedy against too few rows; that of the densities is the ridge.
     """
     fit = splits.fit.take(choose_rows(len(splits.fit.x), FIT_ROWS))
     validation = splits.validation.take(choose_rows(len(splits.validation.x), HELD_OUT_ROWS))
     densities = density_floors(
-        *(rows.flatten(1).double().numpy() for rows in (noisy(fit, columns, smoothing), noisy(validation, columns), x))
+        *(rows.flatten(1).double().numpy() for rows in (noisy(fit, columns), noisy(validation, columns), x))
     )
     return densities if held_out.kind == "vector" else [*densities, *codec_floors(held_out.x)]
 

@@ -70,7 +70,7 @@ class TrainingRecipe(_Table):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(2.0, gt=0)
     ema_decay: float = Field(0.999, ge=0, lt=1)  # of the averaged weights, which are what is validated and exported
-    noise: float = Field(0.0, ge=0)  # vectors: std of Gaussian smoothing noise, in scales of a column
+    noise: float = Field(0.1, ge=0)  # vectors: std of Gaussian smoothing noise, in scales of a column
     precision: Literal["float32", "bfloat16"] = "float32"  # images: of the conditioners' features, in training alone
     patience: int = Field(0, ge=0)  # evaluations without a better one that end the run; 0: never (for small tables)
     evaluate_every: int = Field(500, ge=1)  # steps

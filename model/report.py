@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import load_checkpoint
-from model.columns import TAIL
-from model.evaluate import BATCH, log_prob, noisy
+from model.columns import TAIL, treatment
+from model.evaluate import BATCH, batches, log_prob, noisy, noisy_batches
 from model.floors import FIT_ROWS, HELD_OUT_ROWS, Floor, choose_rows, measure_floors
 from model.glow import Glow
 from model.likelihood import MeanLikelihood, mean_likelihood
@@ -44,14 +44,14 @@ def write_report(trainer: Trainer, splits: Splits, out: Path) -> None:
     of the same rows. One that the flow does not beat is a warning, in the report and on standard error.
     """
     best = load_checkpoint(out / "best.pt")
-    flow, noise = best.averaged_flow(), trainer.recipe.training.noise
+    flow = best.averaged_flow()
     split, data = ("validation", splits.validation) if splits.test is None else ("test", splits.test)
-    x = noisy(data, best.columns)
-    log_probs = log_prob(flow, x)
-    compared = choose_rows(len(x), HELD_OUT_ROWS)
+    log_probs = log_prob(flow, noisy_batches(data, best.columns))
+    compared = data.take(choose_rows(len(data.x), HELD_OUT_ROWS))
+    x = noisy(compared, best.columns)
     floors = {
-        floor.name: _compare(floor, log_probs[compared], data.shape)
-        for floor in measure_floors(splits, data.take(compared), x[compared], best.columns, noise)
+        floor.name: _compare(floor, log_prob(flow, batches(x)), data.shape)
+        for floor in measure_floors(splits, compared, x, best.columns)
     }
     report = {
         "likelihood": {"split": split, **_figures(mean_likelihood(log_probs, data.shape))},
@@ -60,7 +60,7 @@ def write_report(trainer: Trainer, splits: Splits, out: Path) -> None:
         "best_step": best.step,
         **_facts(trainer, splits),
     }
-    _draw(trainer, flow, splits, x[compared], out)
+    _draw(trainer, flow, splits, x, out)
     pictures = [name for name in PICTURES if (out / name).exists()]
     _write(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     _write(out / "report.md", _markdown(report, pictures))
@@ -103,7 +103,10 @@ def _facts(trainer: Trainer, splits: Splits) -> dict[str, Any]:
         "validation": _finite(trainer.best),
         "rows": {name: 0 if data is None else len(data.x) for name, data in vars(splits).items()},
         "data_digest": trainer.data_digest,
-        "columns": [{**column.model_dump(), "treatment": column.treatment} for column in trainer.columns],
+        "columns": [
+            {**column.model_dump(), "treatment": treatment(column, trainer.recipe.training.noise)}
+            for column in trainer.columns
+        ],
         "num_parameters": sum(parameter.numel() for parameter in trainer.flow.parameters()),
         "seed": trainer.recipe.training.seed,
         "steps": trainer.step,

@@ -26,6 +26,7 @@ class Column(BaseModel):
     scale: float = Field(gt=0)
     categories: list[str] = []  # categorical columns: sorted
     duplicate_of: str | None = None  # duplicates: the column that they repeat
+    treatment: str = ""  # what it became in training, in words
 
     @model_validator(mode="after")
     def _of_its_type(self) -> Column:
@@ -49,19 +50,6 @@ class Column(BaseModel):
         if self.type == "duplicate":
             return NOISE_FLOOR * self.scale
         return self.scale if self.type == "constant" and not self.quantized else 0.0
-
-    @property
-    def treatment(self) -> str:
-        """What the column becomes, in one sentence."""
-        noise = f"Gaussian noise of std {self.noise_std:.4g}"
-        if self.type == "categorical":
-            listed = listed_categories(self.categories)
-            return f"{len(self.categories)} categories ({listed}): their codes, uniform noise in bins of width 1"
-        if self.type == "constant":
-            return f"constant {self.center:.10g}: {'uniform noise in a bin of width 1' if self.quantized else noise}"
-        if self.type == "duplicate":
-            return f"equal to column {self.duplicate_of!r} in every row: {noise}, so that both have a joint density"
-        return "whole numbers: uniform noise in bins of width 1" if self.quantized else "real numbers: as they are"
 
     @cached_property
     def codes(self) -> dict[str, int]:

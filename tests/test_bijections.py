@@ -300,6 +300,32 @@ def test_spline_in_single_precision_is_undone_and_finite_for_any_parameters(size
     assert ((again - x).abs() / x.abs().clamp_min(1)).max() < tolerance
 
 
+def test_bins_and_slopes_of_a_spline_have_a_minimum_whatever_the_network_says() -> None:
+    spline, wild = Spline(8, bound=2.0), 1e4
+    generator = torch.Generator().manual_seed(0)
+    raw = wild * torch.randn(200, 8, 1, 1, generator=generator)
+    _, lengths = spline.knots(raw)
+    assert lengths.min() >= 0.01 * 2 * spline.bound * (1 - 1e-5)
+    torch.testing.assert_close(lengths.sum(1), torch.full((200, 1, 1), 2 * spline.bound))
+    params = torch.cat([torch.zeros(200, 16, 1, 1), -wild * torch.ones(200, 7, 1, 1)], 1)
+    knots = torch.linspace(-2, 2, 9)[1:-1].repeat(200)[:200, None, None, None]
+    assert spline(knots, params)[1].min() >= math.log(0.01) - 1e-4
+
+
+def test_entries_are_clamped_before_the_search_for_their_bin() -> None:
+    spline = Spline(4, bound=1.0)
+    far = torch.tensor([-1e30, 1e30, -torch.inf, torch.inf])[:, None, None, None]
+    params = torch.zeros(4, spline.num_params, 1, 1)
+    for by_height in (False, True):
+        seen: list[Tensor] = []
+        spline.bin_of = lambda value, params, by_height, seen=seen: (  # type: ignore[method-assign, misc]
+            seen.append(value),
+            Spline.bin_of(spline, value, params, by_height),
+        )[1]
+        (spline.inverse if by_height else spline)(far, params)
+        assert seen[0].abs().max() == 1
+
+
 def test_gradients_of_a_spline_are_finite_inside_outside_and_on_its_knots() -> None:
     spline = Spline(4, bound=1.0)
     x = torch.tensor([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 1e20])[:, None, None, None].requires_grad_()

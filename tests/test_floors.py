@@ -62,7 +62,7 @@ def test_constant_duplicate_and_integer_columns_have_finite_floors() -> None:
     splits = divide(Dataset(x, list("abcdef")))
     columns = describe_columns(splits.fit)
     assert splits.test is not None
-    for floor in measure_floors(splits, splits.test, noisy(splits.test, columns), columns, 0.0):
+    for floor in measure_floors(splits, splits.test, noisy(splits.test, columns), columns):
         assert torch.isfinite(floor.log_prob).all(), floor.name
 
 
@@ -86,21 +86,11 @@ def test_floors_of_images_are_bits_per_dimension_under_the_flows_noise() -> None
     x = np.random.default_rng(0).integers(0, 256, (8000, 1, 3, 3)).astype(np.uint8)
     splits = divide(Dataset(x, []))
     assert splits.test is not None
-    floors = by_name(measure_floors(splits, splits.test, noisy(splits.test, []), [], 0.0))
+    floors = by_name(measure_floors(splits, splits.test, noisy(splits.test, []), []))
     assert list(floors) == ["gaussian", "mixture", "png", "webp"]
     measured = mean_likelihood(floors["gaussian"].log_prob, (1, 3, 3))
     assert measured.unit == "bits/dim"
     assert measured.value == pytest.approx(8.254, abs=0.02)
-
-
-def test_densities_see_the_smoothing_that_the_flow_is_trained_with() -> None:
-    splits = divide(Dataset(np.random.default_rng(0).normal(size=(4000, 2)), ["a", "b"]))
-    columns = describe_columns(splits.fit)
-    assert splits.test is not None
-    x = noisy(splits.test, columns)
-    plain, smooth = (measure_floors(splits, splits.test, x, columns, smoothing)[0] for smoothing in (0.0, 1.0))
-    # Under twice the variance: log 2 less, 1/2 more for each row being closer in standard deviations.
-    assert (plain.log_prob.mean() - smooth.log_prob.mean()).item() == pytest.approx(math.log(2) - 0.5, abs=0.03)
 
 
 def test_files_of_constant_images_are_small_and_those_of_noise_as_large_as_the_pixels() -> None:
@@ -128,5 +118,5 @@ def test_more_rows_than_the_most_are_left_out_and_the_floor_says_how_many_were_f
     monkeypatch.setattr("model.floors.FIT_ROWS", 50)
     splits = tiny_images()
     assert splits.test is not None
-    floors = by_name(measure_floors(splits, splits.test, noisy(splits.test, []), [], 0.0))
+    floors = by_name(measure_floors(splits, splits.test, noisy(splits.test, []), []))
     assert floors["gaussian"].what == "one Gaussian of full covariance, fitted to 50 rows"
