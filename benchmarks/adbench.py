@@ -10,7 +10,6 @@ Where FOLDER/published/dte_semi_aucroc.csv exists, means of its columns over the
 
 from __future__ import annotations
 
-import argparse
 import csv
 import tempfile
 import time
@@ -25,6 +24,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from model.checkpoint import load_checkpoint
+from model.cli import Parser, UsageError, run_command
 from model.data import Array, Dataset, unnamed_columns
 from model.evaluate import batches, log_prob
 from model.fold import fold
@@ -115,20 +115,22 @@ def plain(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Print a table: one line a set, then means."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(prog="python -m benchmarks.adbench", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="change the recipe")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="sets whose name contains this")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     paths = [
         path
         for path in sorted(args.folder.glob("*.npz"))
         if not args.only or any(plain(part) in plain(path.stem) for part in args.only)
     ]
+    if not paths:
+        raise UsageError(f"{args.folder}: holds no set (*.npz) of that name")
     jobs = [(path, seed) for path in paths for seed in range(args.seeds)]
     print("| set | flow AUROC | AUPR | kNN AUROC | AUPR | s |\n|---|---|---|---|---|---|")
     results: list[Result] = []
@@ -152,4 +154,4 @@ def row(name: str, results: list[Result]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -7,7 +7,6 @@ this table before training anything long: a narrow network leaves the machine id
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import Run, interleaved
+from model.cli import Parser, run_command
 from model.fold import fold_convolutions
 from model.nets import ConvNet, ResidualMLP
 from service.artifact import compile_module
@@ -62,12 +62,12 @@ def flop_of(net: nn.Module, x: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Print one line a conditioner."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(prog="python -m benchmarks.conditioners", description=__doc__)
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 48, 64, 96, 128])
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     flop: dict[str, int] = {}
     runs: dict[str, Run] = {}
@@ -89,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

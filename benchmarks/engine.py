@@ -10,7 +10,6 @@ measured at start, NumPy arrays in and out). Beside it:
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import Run, interleaved
+from model.cli import Parser, run_command
 from model.data import Dataset, unnamed_columns
 from model.export import export
 from model.fold import fold
@@ -130,9 +130,9 @@ def seconds_to_ready(cache: Path) -> float:
     return float(done.stdout)
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Print one table."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    Parser(prog="python -m benchmarks.engine", description=__doc__).parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
         engine = Engine(Settings(models=[EMBEDDED_ARTIFACTS, table_artifact(Path(folder))], threads=1, device="cpu"))
@@ -188,4 +188,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -8,14 +8,12 @@ float64 on the CPU.
 
 from __future__ import annotations
 
-import argparse
-import sys
-
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import interleaved
+from model.cli import Parser, UsageError, run_command
 from model.fold import fold
 from model.glow import Glow, GlowConfig, build_glow
 from service.artifact import Artifact, Golden, LatentPart, Manifest, compile_module, methods_of
@@ -69,12 +67,11 @@ def runner_of(flow: Glow, device: torch.device) -> Runner:
     return Runner(Artifact(manifest, program), device)
 
 
-def main() -> int:
+def main(argv: list[str]) -> None:
     """Print one table."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    Parser(prog="python -m benchmarks.engine_cuda", description=__doc__).parse_args(argv)
     if not torch.cuda.is_available():
-        print("error: torch finds no GPU", file=sys.stderr)
-        return 2
+        raise UsageError("torch finds no GPU")
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     device = torch.device("cuda")
     flow = random_flow()
@@ -107,8 +104,7 @@ def main() -> int:
             print(
                 f"| {batch} | {plan.form} | {1e3 * seconds[plan.form]:.2f} | {share:.2f} | {gain:.2f} | {error:.1e} |"
             )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,4 +1,4 @@
-"""Measure over HTTP what the shipped image model promises: ``python benchmarks/marks.py URL IMAGES``.
+"""Measure over HTTP what the shipped image model promises: ``python -m benchmarks.marks URL IMAGES``.
 
 Prints, over all images of a file (any that the training reads): the bits per dimension under uniform noise beside the
 manifest's, the largest round-trip error, the largest disagreement of the routes about one likelihood, whether a seed
@@ -7,7 +7,6 @@ gives the same bits alone and among 50 requests, the likelihood of uniform noise
 
 from __future__ import annotations
 
-import argparse
 import io
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from model.cli import Parser, run_command
 from model.data import Array, load
 
 MODEL = "fashion-mnist"
@@ -49,11 +49,11 @@ class Service:
         return values
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: list[str]) -> None:
+    parser = Parser(prog="python -m benchmarks.marks", description=__doc__)
     parser.add_argument("url")
     parser.add_argument("images")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     service, images = Service(args.url), load(args.images).x
     chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
 
@@ -100,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -6,7 +6,6 @@ KL(p || q) = E_p[log p(x) - log q(x)] over 100,000 further draws, with its stand
 
 from __future__ import annotations
 
-import argparse
 import math
 import tempfile
 import time
@@ -20,6 +19,7 @@ import torch
 from scipy.special import ive, logsumexp
 
 from model.checkpoint import load_checkpoint
+from model.cli import Parser, run_command
 from model.recipe import load_splits, read_recipe
 from model.train import train
 from model.trainer import Trainer
@@ -136,13 +136,13 @@ def divergence(name: str, folder: Path, changes: list[str]) -> tuple[float, floa
     return float(gaps.mean()), float(gaps.std() / math.sqrt(len(gaps))), trainer.seconds
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Print one line a density."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(prog="python -m benchmarks.plane", description=__doc__)
     parser.add_argument("--only", choices=DENSITIES, action="append")
     parser.add_argument("--out", type=Path, help="folder that keeps draws and runs")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     print("| density | KL(p, q), nats | training, s |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         started = time.monotonic()
@@ -153,4 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
