@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Literal
 
 import torch
 from torch import Tensor, distributed, nn
 
+from model.recipe import RecipeError
+
 
 class Processes:
-    """The processes of a run: this one's ``rank`` of ``size``; outside torchrun a single one."""
+    """The processes of a run: this one's ``rank`` of ``size`` and its ``device``; outside torchrun a single one.
 
-    def __init__(self) -> None:
+    Raises RecipeError where a GPU is wanted and none is there.
+    """
+
+    def __init__(self, device: Literal["auto", "cpu", "cuda"] = "auto") -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.device = torch.device("cpu")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise RecipeError("training.device is 'cuda', but torch finds no GPU")
+        if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(self.device)
         if self.size > 1:
-            distributed.init_process_group("gloo")
+            distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
 
     @property
     def leads(self) -> bool:

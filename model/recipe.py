@@ -76,6 +76,7 @@ class TrainingRecipe(_Table):
     evaluate_every: int = Field(500, ge=1)  # steps
     checkpoint_every: int = Field(500, ge=1)  # steps
     seed: int = Field(0, ge=0, lt=2**31)
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto takes a GPU if there is one; random draws are the CPU's
 
 
 class ArtifactRecipe(_Table):

@@ -115,6 +115,7 @@ def _facts(trainer: Trainer, splits: Splits) -> dict[str, Any]:
         "seconds": round(trainer.seconds, 1),
         "rows_per_s": round(trainer.step * trainer.recipe.training.batch_size / max(trainer.seconds, 1e-9), 1),
         "hardware": {
+            "device": str(trainer.device),
             "cpu": _cpu(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),

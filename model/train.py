@@ -106,8 +106,9 @@ def _evaluate(trainer: Trainer, out: Path, log: EventLog | None) -> str | None:
         if trainer.kind == "image":
             z = torch.randn(NUM_GRID_SAMPLES, math.prod(trainer.shape), generator=generator_of(EVALUATION_SEED, 2**20))
             with torch.no_grad():
-                samples, _ = trainer.averaged_flow().inverse(z * trainer.recipe.artifact.temperature)
-            grid = sample_grid(samples.numpy(), 2**trainer.recipe.model.bits - 1)
+                z = z.to(trainer.device) * trainer.recipe.artifact.temperature
+                samples, _ = trainer.averaged_flow().inverse(z)
+            grid = sample_grid(samples.cpu().numpy(), 2**trainer.recipe.model.bits - 1)
             save_picture(grid, out / "samples.png")
             log.picture("samples", grid, trainer.step)
     return None if math.isfinite(mean["validation"]) else f"the validation loss is {mean['validation']}"
@@ -162,7 +163,7 @@ def main(argv: list[str]) -> None:
         raise RecipeError(f"--resume: {last} does not exist")
     splits = load_splits(recipe.data, args.data_dir)
     recipe.check_calibration(len(splits.calibration.x))
-    processes = Processes()
+    processes = Processes(recipe.training.device)
     checkpoint = load_checkpoint(last) if args.resume else None
     trainer = _build(lambda: Trainer(recipe, splits, checkpoint, processes), recipe)
     keep_freed_memory()

@@ -35,7 +35,8 @@ class Trainer:
         self, recipe: Recipe, splits: Splits, checkpoint: Checkpoint | None = None, processes: Processes | None = None
     ) -> None:
         self.recipe = recipe
-        self.processes = processes or Processes()
+        self.processes = processes or Processes(recipe.training.device)
+        self.device = self.processes.device
         if recipe.training.batch_size % self.processes.size:
             raise RecipeError(
                 f"training.batch_size must be a multiple of the {self.processes.size} processes, "
@@ -55,17 +56,18 @@ class Trainer:
             inputs: Bijection = Pixels(torch.from_numpy(splits.fit.value_probabilities(2**recipe.model.bits)))
         else:
             inputs = standardizer(self.columns)
-        self.flow = build_glow(self.shape, recipe.model, inputs)
+        self.flow = build_glow(self.shape, recipe.model, inputs).to(self.device)
         if self.kind == "image":  # oneDNN convolves this layout 1.1 to 1.3 times as fast
             self.flow = self.flow.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if checkpoint is None:
             if self.processes.leads:
-                self.flow.initialize(self.noisy(self.fit[:INITIALIZATION_ROWS], generator_of(training.seed, 0)))
+                rows = self.noisy(self.fit[:INITIALIZATION_ROWS], generator_of(training.seed, 0))
+                self.flow.initialize(rows.to(self.device))
             self.processes.broadcast(self.flow)
         average = get_ema_multi_avg_fn(training.ema_decay)  # type: ignore[no-untyped-call]
         self.averaged = AveragedModel(self.flow, multi_avg_fn=average)
         if training.precision == "bfloat16":
-            lower_precision(self.flow)
+            lower_precision(self.flow, self.device.type)
         self.optimizer = torch.optim.AdamW(
             self.flow.parameters(),
             lr=training.learning_rate,
@@ -94,7 +96,7 @@ class Trainer:
             raise RecipeError("--resume: the data differ from those the checkpoint was trained on")
         if (checkpoint.recipe.model, checkpoint.recipe.data) != (self.recipe.model, self.recipe.data):
             raise RecipeError("--resume: the recipe's [model] and [data] must be those of the checkpoint")
-        may_change = {"steps", "evaluate_every", "checkpoint_every", "patience"}
+        may_change = {"steps", "evaluate_every", "checkpoint_every", "patience", "device"}
         for name, value in checkpoint.recipe.training.model_dump(exclude=may_change).items():
             if getattr(self.recipe.training, name) != value:
                 raise RecipeError(f"--resume: training.{name} must be that of the checkpoint, {value}")
@@ -207,7 +209,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, training) / 2**self.rollbacks
         self.flow.train()
-        z, log_det = self.flow(self.processes.share(noisy))
+        z, log_det = self.flow(self.processes.share(noisy).to(self.device))
         log_normal = standard_normal_log_prob(z)
         loss = self.loss(log_normal + log_det)
         self.optimizer.zero_grad()
@@ -257,10 +259,10 @@ class Trainer:
     def evaluate(self) -> float:
         """Validation loss of the averaged flow, under the same noise every time."""
         flow = self.averaged_flow()
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch, rows in enumerate(torch.split(self.validation, EVALUATION_BATCH)):
             if batch % self.processes.size == self.processes.rank:
-                noisy = self.noisy(rows, generator_of(EVALUATION_SEED, batch))
+                noisy = self.noisy(rows, generator_of(EVALUATION_SEED, batch)).to(self.device)
                 total += self.loss(flow.log_prob(noisy)) * len(rows)
         self.processes.average([total])
         return total.item() * self.processes.size / len(self.validation)
@@ -291,11 +293,11 @@ def stream_of(seed: int, index: int, attempt: int = 0, purpose: int = 0) -> int:
     return (index + 0x9E3779B1 * seed + 0x85EBCA77 * attempt + 0xC2B2AE3D * purpose) % 2**32
 
 
-def lower_precision(flow: Glow) -> None:
+def lower_precision(flow: Glow, device_type: str) -> None:
     """Compute the features of convolutional conditioners, most of the work, in bfloat16 from now on.
 
     Heads, and all that a log-determinant is made of, keep float32; so do copies of the flow that were made before.
     """
     for module in flow.modules():
         if isinstance(module, ConvNet):
-            module.features.forward = torch.autocast("cpu", torch.bfloat16)(module.features.forward)  # type: ignore[method-assign]
+            module.features.forward = torch.autocast(device_type, torch.bfloat16)(module.features.forward)  # type: ignore[method-assign]

@@ -75,7 +75,7 @@ def test_the_report_has_the_promised_figures_and_pictures(kind: str, tmp_path: P
     assert report.keys() == KEYS
     assert (report["steps"], report["seed"], report["skipped_steps"]) == (3, 0, 0)
     assert report["rows"] == {"fit": 100, "validation": 100, "calibration": 100, "test": 100}
-    assert report["hardware"].keys() == {"cpu", "cores", "threads", "processes"}
+    assert report["hardware"].keys() == {"device", "cpu", "cores", "threads", "processes"}
     assert list(report["floors"]) == ["gaussian", "mixture", *(["png", "webp"] if images else [])]
     for figures in (report["likelihood"], *report["floors"].values()):
         assert (figures["rows"], figures["unit"]) == (100, "bits/dim" if images else "nats")

@@ -79,6 +79,12 @@ def test_seeds_steps_attempts_and_purposes_have_random_streams_of_their_own() ->
     assert len(draws) == len(streams)  # torch takes what tells them apart for a seed
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"training\.device is 'cuda', but torch finds no GPU"):
+        Trainer(with_training(tiny_recipe("a"), device="cuda"), tiny_table())
+
+
 def test_another_seed_is_another_run() -> None:
     batches = []
     for seed in range(3):
