@@ -21,7 +21,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.artifact import OPERATIONS, ArtifactError, Operation, golden_fault, golden_rows, write_whole
-from service.machine import available_bytes, describe_machine, is_out_of_memory, peak_bytes
+from service.machine import available_bytes, describe_machine, peak_bytes
 from service.runner import WARM_UP_CALLS, Form, Plan, Runner
 
 MOST_ROWS = 4096  # of a bucket
@@ -128,7 +128,8 @@ def schedules_of(
             logger.info("plans of %s, from %s:\n%s", model, path, schedules.table())
             return schedules
     started = time.monotonic()
-    plans = [Plan(form, count) for form in forms for count in sorted({1, threads}, reverse=True)]
+    counts = sorted({1, threads}, reverse=True) if runner.device.type == "cpu" else [1]
+    plans = [Plan(form, count) for form in forms for count in counts]
     measured: dict[Operation, Schedule] = {}
     for operation in OPERATIONS:
         now = time.monotonic()
@@ -154,8 +155,9 @@ def _cached(path: Path, runner: Runner, machine: str, model: str) -> Schedules |
         logger.warning("%s: is of another machine or model, measuring again", path)
         return None
     for operation, schedule in schedules.of.items():
-        for bucket in schedule.buckets:
-            if fault := warm_up(runner, operation, bucket.plan, bucket.rows):
+        passes = [(bucket.plan, bucket.rows) for bucket in schedule.buckets]
+        for plan, num_rows in [*((plan, 1) for plan in dict(passes)), *passes]:
+            if fault := warm_up(runner, operation, plan, num_rows):
                 logger.warning("%s: %s, measuring again", path, fault)
                 return None
     return schedules
@@ -176,8 +178,8 @@ def warm_up(runner: Runner, operation: Operation, plan: Plan, num_rows: int) -> 
     for _ in range(WARM_UP_CALLS if num_rows == 1 else 1):
         try:
             outputs = runner.run(operation, plan, rows)
-        except RuntimeError as error:
-            return f"{plan} fails: {str(error).strip().splitlines()[-1]}"
+        except (RuntimeError, MemoryError) as error:
+            return f"fails with {type(error).__name__}: {' '.join(str(error).split())[-200:]}"
     return golden_fault(runner.manifest, operation, outputs)
 
 
@@ -189,16 +191,11 @@ def _measure(runner: Runner, operation: Operation, plans: Sequence[Plan], max_ro
         peak = peak_bytes(runner.device)
         seconds: dict[Plan, float] = {}
         for plan in plans:
-            try:
-                fault = warm_up(runner, operation, plan, num_rows)
-                seconds |= {} if fault else {plan: _time(runner, operation, plan, num_rows)}
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                fault = "out of memory"
-            if fault:
+            if fault := warm_up(runner, operation, plan, num_rows):
                 faults[plan] = fault
                 logger.warning("%s of %d rows, %s: %s", operation, num_rows, plan, fault)
+            else:
+                seconds[plan] = _time(runner, operation, plan, num_rows)
         if not seconds:
             break
         best = next(plan for plan in plans if seconds.get(plan, math.inf) <= ALIKE * min(seconds.values()))
