@@ -27,7 +27,7 @@ from service.runner import WARM_UP_CALLS, Form, Plan, Runner
 MOST_ROWS = 4096  # of a bucket
 HOPELESS = {1: 3.0, 2: 2.0, 4: 1.5}  # times as slow as the best at so many rows or more: not measured any further
 ALIKE = 1.03  # times as slow as the best: the first of such plans is taken, so that few forms are kept
-WORTH_DOUBLING = 1.03  # rows/s that a bucket must gain over all smaller ones
+WORTH_DOUBLING = 1.02  # rows/s that a bucket must gain over all smaller ones
 MEMORY_SHARE = 0.5  # of what is available: the most that a pass may take
 
 logger = logging.getLogger(__name__)
