@@ -131,10 +131,16 @@ def schedules_of(
     counts = sorted({1, threads}, reverse=True) if runner.device.type == "cpu" else [1]
     plans = [Plan(form, count) for form in forms for count in counts]
     measured: dict[Operation, Schedule] = {}
+    favourites = plans  # operations are alike: what never won in one need not be tried in the next
     for operation in OPERATIONS:
         now = time.monotonic()
         deadline = now + (started + seconds - now) / (len(OPERATIONS) - len(measured))
-        measured[operation] = _measure(runner, operation, plans, max_rows, deadline)
+        buckets = _measure(runner, operation, favourites, max_rows, deadline)
+        buckets = buckets or _measure(runner, operation, plans, max_rows, deadline)
+        if not buckets:
+            raise ArtifactError(f"{manifest.name}: no plan reproduces the golden case of {operation}")
+        measured[operation] = Schedule(buckets=buckets)
+        favourites = list(dict.fromkeys(bucket.plan for bucket in buckets))
     schedules = Schedules(machine=machine, model=model, of=measured)
     logger.info("plans of %s, measured in %.1f s:\n%s", model, time.monotonic() - started, schedules.table())
     if path is not None:
@@ -183,16 +189,19 @@ def warm_up(runner: Runner, operation: Operation, plan: Plan, num_rows: int) -> 
     return golden_fault(runner.manifest, operation, outputs)
 
 
-def _measure(runner: Runner, operation: Operation, plans: Sequence[Plan], max_rows: int, deadline: float) -> Schedule:
-    """Double the rows of a pass for as long as that pays, and find the fastest right plan at each number."""
+def _measure(
+    runner: Runner, operation: Operation, plans: Sequence[Plan], max_rows: int, deadline: float
+) -> list[Bucket]:
+    """Double the rows of a pass for as long as that pays, and find the fastest right plan at each number.
+
+    Empty where no plan is right.
+    """
     buckets: list[Bucket] = []
-    faults: dict[Plan, str] = {}
     for num_rows in (2**power for power in itertools.count()):
         peak = peak_bytes(runner.device)
         seconds: dict[Plan, float] = {}
         for plan in plans:
             if fault := warm_up(runner, operation, plan, num_rows):
-                faults[plan] = fault
                 logger.warning("%s of %d rows, %s: %s", operation, num_rows, plan, fault)
             else:
                 seconds[plan] = _time(runner, operation, plan, num_rows)
@@ -209,11 +218,9 @@ def _measure(runner: Runner, operation: Operation, plans: Sequence[Plan], max_ro
             or 2 * grown > MEMORY_SHARE * available_bytes(runner.device)
         ):
             break
-    if not buckets:
-        raise ArtifactError(f"{runner.manifest.name}: no plan reproduces the golden case of {operation}: {faults}")
     speeds = [bucket.rows / bucket.seconds for bucket in buckets]
-    enough = next(i for i, speed in enumerate(speeds) if WORTH_DOUBLING * speed >= max(speeds))
-    return Schedule(buckets=buckets[: enough + 1])
+    enough = [WORTH_DOUBLING * speed >= max(speeds) for speed in speeds]
+    return buckets[: enough.index(True) + 1] if buckets else []
 
 
 def _grows(buckets: list[Bucket]) -> bool:

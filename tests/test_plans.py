@@ -126,6 +126,18 @@ def test_a_plan_that_answers_wrongly_is_never_chosen(artifact: Artifact, caplog:
         measured(runner)
 
 
+def test_what_won_for_one_operation_does_not_keep_a_right_plan_from_the_next(artifact: Artifact) -> None:
+    class Faulty(Runner):
+        def run(self, operation: Operation, plan: Plan, rows: Any) -> tuple[Any, ...]:
+            outputs = super().run(operation, plan, rows)
+            wrong = operation == "decode" if plan.form != "optimized" else operation != "decode"
+            return tuple(output + 1 for output in outputs) if wrong else outputs
+
+    schedules = measured(Faulty(artifact, CPU)).of
+    assert {bucket.form for bucket in schedules["decode"].buckets} == {"optimized"}
+    assert "optimized" not in {bucket.form for bucket in schedules["encode"].buckets}
+
+
 def test_a_plan_that_fails_is_left_out(artifact: Artifact, caplog: pytest.LogCaptureFixture) -> None:
     class Failing(Runner):
         def run(self, operation: Operation, plan: Plan, rows: Any) -> tuple[Any, ...]:
