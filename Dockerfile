@@ -16,7 +16,7 @@ RUN pip install --no-cache-dir --disable-pip-version-check --no-deps .
 FROM python:3.11-slim
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 GLOW_HOST=0.0.0.0
-RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin glow
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin glow && install -d -o glow /cache
 USER 10001
 WORKDIR /
 EXPOSE 8000

@@ -7,10 +7,10 @@ ARTIFACTS ?= fashion-mnist breast-cancer
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test check format artifacts bench-conditioners bench-plane bench-adbench bench-why clean
+.PHONY: serve test check format artifacts bench-engine bench-engine-cuda bench-conditioners bench-plane bench-adbench bench-why clean
 
 serve: $(VENV)/.serve
-	$(BIN)/python -m service --port $(PORT)
+	GLOW_CACHE_DIR=$${GLOW_CACHE_DIR-.cache} $(BIN)/python -m service --port $(PORT)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
@@ -33,6 +33,12 @@ artifacts: $(VENV)/.test
 	done
 
 # Tables of what was measured; docs/results.md tells what each is.
+bench-engine: $(VENV)/.test
+	$(BIN)/python -W ignore -m benchmarks.engine
+
+bench-engine-cuda: $(VENV)/.test
+	$(BIN)/python -W ignore -m benchmarks.engine_cuda
+
 bench-conditioners: $(VENV)/.test
 	$(BIN)/python -m benchmarks.conditioners
 
@@ -42,13 +48,13 @@ bench-plane: $(VENV)/.test
 bench-adbench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.adbench $(DATA)/adbench
 
-# A flow beside three other kinds of model: about 90 minutes on one core, on Fashion-MNIST where DATA holds it.
+# A flow beside three other kinds of model: about 40 minutes on one core, on Fashion-MNIST where DATA holds it.
 bench-why: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.why_a_flow --seconds 300 \
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.why_a_flow --seconds 120 \
 	    $(if $(wildcard $(DATA)/fashion-mnist),--data $(DATA)/fashion-mnist) --out benchmarks/why_a_flow/RESULTS.md
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 # One stamp an extra, so that `make serve` installs no test tools and the second call installs nothing.
 $(VENV)/.%: pyproject.toml
