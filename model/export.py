@@ -28,6 +28,7 @@ from service.artifact import (
     Manifest,
     Program,
 )
+from service.scores import negative_log_likelihood
 
 GOLDEN_ROWS = 4
 CHECKED_ROWS = 64
@@ -71,7 +72,8 @@ def export(checkpoint: Checkpoint, splits: Splits, out: Path) -> Manifest:
         data_digest=checkpoint.data_digest,
         test=None if splits.test is None else likelihood(module, splits.test, checkpoint.columns),
         calibration=Calibration(
-            alpha=recipe.artifact.alpha, values=sorted((-log_prob(module, batches(held_out))).tolist())
+            alpha=recipe.artifact.alpha,
+            values=sorted(negative_log_likelihood(log_prob(module, batches(held_out)).numpy()).tolist()),
         ),
         golden=golden_case(module, held_out[:GOLDEN_ROWS]),
         torch_version=torch.__version__,

@@ -76,6 +76,7 @@ class Trainer:
             fused=True,
         )
         self.step, self.seconds, self.best, self.rollbacks, self.skipped = 0, 0.0, math.inf, 0, 0
+        self._order: tuple[tuple[int, int], Tensor] = (-1, -1), torch.empty(0)
         self.history: list[dict[str, float]] = []
         self.figures: list[dict[str, float]] = []
         self.watch = Watch(self._margin)
@@ -243,11 +244,17 @@ class Trainer:
         rows: list[Tensor] = []
         epoch = first // total
         while sum(len(part) for part in rows) < size:
-            shuffled = torch.randperm(total, generator=generator_of(self.recipe.training.seed, epoch, self.rollbacks))
             begin = max(first - epoch * total, 0)
-            rows.append(shuffled[begin : first + size - epoch * total])
+            rows.append(self._shuffled(epoch, self.rollbacks)[begin : first + size - epoch * total])
             epoch += 1
         return torch.cat(rows)
+
+    def _shuffled(self, epoch: int, attempt: int) -> Tensor:
+        """Rows in the order of an epoch. The last order is remembered: a million rows take 8 ms to shuffle."""
+        if self._order[0] != (epoch, attempt):
+            generator = generator_of(self.recipe.training.seed, epoch, attempt)
+            self._order = (epoch, attempt), torch.randperm(len(self.fit), generator=generator)
+        return self._order[1]
 
     def averaged_flow(self) -> Glow:
         """The flow with the averaged weights, ready to be evaluated."""

@@ -394,3 +394,19 @@ def set_weight(layer: InvertibleConv1x1, weight: Tensor) -> None:
         layer.upper.copy_(upper.triu(1))
         layer.sign.copy_(upper.diagonal().sign())
         layer.log_s.copy_(upper.diagonal().abs().log())
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    torch.manual_seed(0)
+    net = ResidualMLP(4, 6, width=32, num_blocks=1, dropout=0.5)
+    torch.nn.init.normal_(net.head.weight)
+    x = torch.randn(16, 4, 1, 1)
+    assert not torch.equal(net.train()(x), net(x))
+    assert torch.equal(net.eval()(x), net(x))
+
+
+def test_a_pixel_at_the_end_of_its_range_has_a_latent_of_ordinary_size() -> None:
+    ends = torch.tensor([-0.5, 255.5])[:, None, None, None].expand(-1, 1, 2, 2)
+    z, log_det = Pixels(torch.full((256,), 1 / 256))(ends)
+    assert z.abs().max() < 7
+    assert torch.isfinite(log_det).all()

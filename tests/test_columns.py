@@ -5,7 +5,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from model.columns import add_column_noise, describe_columns, treatment
+from model.columns import add_column_noise, describe_columns, standardizer, treatment
 from model.data import DataError, Dataset
 from service.columns import Column, listed_categories
 
@@ -149,3 +149,12 @@ def test_a_column_that_contradicts_itself_is_refused(values: dict[str, object], 
 def test_messages_list_no_more_than_twenty_categories() -> None:
     assert listed_categories(["a", "b" * 40]) == f"a, {'b' * 27}..."
     assert listed_categories([str(i) for i in range(21)]).endswith("18, 19, ...")
+
+
+def test_values_beyond_three_scales_are_drawn_in_to_their_logarithm(real: np.ndarray) -> None:
+    (column,) = columns_of(a=real)
+    layer = standardizer([column])
+    far = torch.tensor([0.0, 2.9, 30.0, -3e6], dtype=torch.float64)[:, None, None, None]
+    z, _ = layer(far * column.scale + column.center)
+    expected = [0.0, 2.9, 3 * (1 + np.log(10)), -3 * (1 + np.log(1e6))]
+    assert z.flatten().tolist() == pytest.approx(expected, rel=1e-9)

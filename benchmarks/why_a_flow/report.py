@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -15,6 +13,7 @@ from benchmarks.why_a_flow.learning import BATCH_SIZE
 from benchmarks.why_a_flow.measure import DRAWS, NUM_HALVINGS, TIMED_IMAGES, Run
 from benchmarks.why_a_flow.two_sample import BANDWIDTH_FACTORS
 from benchmarks.why_a_flow.vae import LATENT
+from service.machine import processor
 
 COLUMNS = (
     "model",
@@ -117,7 +116,7 @@ def report(comparison: Comparison, command: str) -> str:
     seeds = "seed 0" if num_seeds == 1 else f"seeds 0 to {num_seeds - 1}"
     made_by = (
         f"`{command}`: {images.name}, {len(images.fit)} training images, {seeds}, "
-        f"one core of {_processor()}, torch {torch.__version__}."
+        f"one core of {processor()}, torch {torch.__version__}."
     )
     return "\n".join(
         ["# Why a flow", "", made_by, "", *map(_line, [COLUMNS, ["---"] * len(COLUMNS), *rows]), "", notes]
@@ -150,11 +149,3 @@ def _spread(values: list[float], digits: int) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _processor() -> str:
-    """The processor's name, where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
