@@ -47,9 +47,15 @@ class Batcher(Generic[Key]):
     """
 
     def __init__(
-        self, run: Callable[[Key, Array], Arrays], max_batch_rows: Callable[[Key], int], max_queue_rows: int
+        self,
+        run: Callable[[Key, Array], Arrays],
+        max_batch_rows: Callable[[Key], int],
+        max_queue_rows: int,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self._run = run
+        self._prepare = prepare
+        self._prepared: Future[None] = Future()
         self._max_batch_rows = max_batch_rows
         self._max_queue_rows = max_queue_rows
         self._queue: deque[_Request[Key]] = deque()
@@ -58,8 +64,9 @@ class Batcher(Generic[Key]):
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread and wait until it has run ``prepare``. Raises what that raised."""
         self._thread.start()
+        self._prepared.result()
 
     def close(self) -> None:
         """Finish what is queued, refuse what comes after, and end the thread."""
@@ -127,6 +134,12 @@ class Batcher(Generic[Key]):
             return batch
 
     def _loop(self) -> None:
+        try:
+            self._prepare()
+        except BaseException as error:
+            self._prepared.set_exception(error)
+            return
+        self._prepared.set_result(None)
         while batch := self._take():
             try:
                 rows = batch[0][1] if len(batch) == 1 else np.concatenate([rows for _, rows in batch])

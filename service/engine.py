@@ -49,6 +49,7 @@ class Engine:
         # TF32 keeps 10 bits of a product's factors: enough to train, not to tell likelihoods apart.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self._threads = settings.threads or available_cpus()
+        torch.set_num_threads(self._threads)
         self._forms = choose_forms(settings.plan, self.device)
         self._runners: dict[str, Runner] = {}
         self._schedules: dict[tuple[str, Operation], Schedule] = {}
@@ -84,7 +85,7 @@ class Engine:
         deadline = time.monotonic() + MEASURING_S
         for done, (name, runner) in enumerate(self._runners.items()):
             canonical = self._canonical(runner.manifest)
-            plans = {(operation, canonical.rows): canonical.plan for operation in OPERATIONS}
+            passes = {(operation, canonical.rows, canonical.plan) for operation in OPERATIONS}
             for operation in OPERATIONS:
                 for num_rows in (1, canonical.rows):
                     if fault := warm_up(runner, operation, canonical.plan, num_rows):
@@ -95,24 +96,33 @@ class Engine:
             )
             for operation, schedule in schedules.of.items():
                 self._schedules[name, operation] = schedule
-                plans |= {(operation, bucket.rows): bucket.plan for bucket in schedule.buckets}
-            runner.keep(plans)
+                passes |= {(operation, bucket.rows, bucket.plan) for bucket in schedule.buckets}
+            runner.keep(passes)
 
     def max_rows(self, call: Call) -> int:
         """Rows that one call of ``run`` should have at most, so that others do not wait for longer than they must."""
-        return self._schedules[call.model, call.operation].largest
+        largest = self._schedules[call.model, call.operation].largest
+        if not call.reproducible:
+            return largest
+        canonical = self._canonical(self._runners[call.model].manifest).rows
+        return max(1, largest // canonical) * canonical
 
     def run(self, call: Call, rows: Array) -> tuple[Array, ...]:
         """One operation over any number of rows: log_prob -> (log_prob,), encode -> (z, log_prob), decode -> (x,).
 
-        Raises OutOfMemory where even half of the largest bucket does not fit; smaller requests are then still answered.
+        A pass that does not fit into memory is tried once more, in halves where the answer need not be reproducible.
+        Raises OutOfMemory where that does not fit either; smaller requests are then still answered.
         """
         try:
             return self._run(call, rows)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        self._halve(call)  # outside of the handler, whose traceback holds on to the tensors of the failed pass
+        # Outside of the handler, whose traceback holds on to the tensors of the failed pass.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not call.reproducible:  # whose passes are of one size, or its bits were others
+            self._halve(call)
         try:
             return self._run(call, rows)
         except (RuntimeError, MemoryError) as error:
@@ -124,9 +134,7 @@ class Engine:
         """Do without buckets of more than half of the largest one from now on."""
         schedule = self._schedules[call.model, call.operation]
         self._schedules[call.model, call.operation] = schedule.below(schedule.largest)
-        logger.error("out of memory in a pass of %d rows of %s; no larger ones from now on", schedule.largest, call)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        logger.error("out of memory in a pass of %d rows of %s; none so large from now on", schedule.largest, call)
 
     def _run(self, call: Call, rows: Array) -> tuple[Array, ...]:
         runner = self._runners[call.model]

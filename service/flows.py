@@ -37,8 +37,9 @@ class Flows:
     def __init__(self, settings: Settings, engine: Engine) -> None:
         self.settings = settings
         self._engine = engine
-        engine.warm_up()
-        self._batcher: Batcher[Call] = Batcher(engine.run, engine.max_rows, settings.max_queue_rows)
+        self._batcher: Batcher[Call] = Batcher(
+            engine.run, engine.max_rows, settings.max_queue_rows, prepare=engine.warm_up
+        )
         self._batcher.start()
 
     def close(self) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
+_NO_MEMORY = (  # torch's allocators, C++, oneDNN (which does not tell why), cuBLAS and cuDNN
+    *("can't allocate memory", "out of memory", "std::bad_alloc", "could not create a primitive"),
+    *("could not execute a primitive", "ALLOC_FAILED"),
+)
 
 
 def available_cpus(cgroup: Path = _CGROUP) -> int:
@@ -26,7 +31,7 @@ def available_bytes(device: torch.device, cgroup: Path = _CGROUP) -> int:
     """Memory that is left: of the GPU, or of this machine and of this process's cgroup."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    left = [kilobytes * 1024 for kilobytes in _status(Path("/proc/meminfo"), "MemAvailable")]
+    left = [available] if (available := _status(Path("/proc/meminfo"), "MemAvailable")) else []
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
@@ -36,11 +41,21 @@ def available_bytes(device: torch.device, cgroup: Path = _CGROUP) -> int:
     return max(0, min(left, default=2**63))
 
 
+def reset_peak(device: torch.device) -> int:
+    """Begin to watch how much memory this process uses at most; returns what it uses now, 0 where none tells."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return int(torch.cuda.memory_allocated(device))
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak is what is used now
+    return _status(Path("/proc/self/status"), "VmRSS")
+
+
 def peak_bytes(device: torch.device) -> int:
-    """Most memory that this process has used so far; 0 where the system does not tell."""
+    """Most memory that this process has used since ``reset_peak``; 0 where the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    return sum(kilobytes * 1024 for kilobytes in _status(Path("/proc/self/status"), "VmHWM"))
+    return _status(Path("/proc/self/status"), "VmHWM")
 
 
 def describe_machine(device: torch.device) -> str:
@@ -58,8 +73,8 @@ def processor() -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: numpy's and Python's, torch's on a GPU, and torch's on the CPU by its words."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether an allocation failed: by the error's type, or by its words, since a program's errors lose their type."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in _NO_MEMORY)
 
 
 def _numbers(path: Path) -> list[int]:
@@ -70,9 +85,10 @@ def _numbers(path: Path) -> list[int]:
         return []
 
 
-def _status(path: Path, name: str) -> list[int]:
-    """The number behind a name in a file of /proc, in the file's unit."""
+def _status(path: Path, name: str) -> int:
+    """The bytes behind a name in a file of /proc; 0 where it does not tell."""
     try:
-        return [int(number) for number in re.findall(rf"^{name}:\s+(\d+) kB$", path.read_text(), re.MULTILINE)]
+        found = re.search(rf"^{name}:\s+(\d+) kB$", path.read_text(), re.MULTILINE)
     except OSError:
-        return []
+        return 0
+    return 1024 * int(found[1]) if found else 0

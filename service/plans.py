@@ -21,10 +21,10 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.artifact import OPERATIONS, ArtifactError, Operation, golden_fault, golden_rows, write_whole
-from service.machine import available_bytes, describe_machine, peak_bytes
-from service.runner import WARM_UP_CALLS, Form, Plan, Runner
+from service.artifact.torchscript import WARM_UP_CALLS
+from service.machine import available_bytes, describe_machine, peak_bytes, reset_peak
+from service.runner import Form, Plan, Runner
 
-MOST_ROWS = 4096  # of a bucket
 HOPELESS = {1: 3.0, 2: 2.0, 4: 1.5}  # times as slow as the best at so many rows or more: not measured any further
 ALIKE = 1.03  # times as slow as the best: the first of such plans is taken, so that few forms are kept
 WORTH_DOUBLING = 1.02  # rows/s that a bucket must gain over all smaller ones
@@ -42,6 +42,7 @@ class Bucket(BaseModel):
     form: Form
     threads: int = Field(ge=1)
     seconds: float = Field(gt=0)
+    memory: int = Field(ge=0)  # bytes that it took, at least
 
     @property
     def plan(self) -> Plan:
@@ -97,6 +98,16 @@ class Schedules(BaseModel):
     model: str
     of: dict[Operation, Schedule]
 
+    def within(self, memory: float) -> Schedules:
+        """Without buckets that take more bytes than there are, but with the smallest ones."""
+        fitting = {
+            operation: [bucket for bucket in schedule.buckets if bucket.memory <= memory] or schedule.buckets[:1]
+            for operation, schedule in self.of.items()
+        }
+        return self.model_copy(
+            update={"of": {operation: Schedule(buckets=buckets) for operation, buckets in fitting.items()}}
+        )
+
     def table(self) -> str:
         """One line an operation, for the log."""
         return "\n".join(
@@ -131,19 +142,26 @@ def schedules_of(
     counts = sorted({1, threads}, reverse=True) if runner.device.type == "cpu" else [1]
     plans = [Plan(form, count) for form in forms for count in counts]
     measured: dict[Operation, Schedule] = {}
+    out_of_time = False
     favourites = plans  # operations are alike: what never won in one need not be tried in the next
     for operation in OPERATIONS:
         now = time.monotonic()
         deadline = now + (started + seconds - now) / (len(OPERATIONS) - len(measured))
-        buckets = _measure(runner, operation, favourites, max_rows, deadline)
-        buckets = buckets or _measure(runner, operation, plans, max_rows, deadline)
+        buckets, late = _measure(runner, operation, favourites, max_rows, deadline)
+        if not buckets:
+            buckets, late = _measure(runner, operation, plans, max_rows, deadline)
+        out_of_time |= late
         if not buckets:
             raise ArtifactError(f"{manifest.name}: no plan reproduces the golden case of {operation}")
         measured[operation] = Schedule(buckets=buckets)
         favourites = list(dict.fromkeys(bucket.plan for bucket in buckets))
     schedules = Schedules(machine=machine, model=model, of=measured)
     logger.info("plans of %s, measured in %.1f s:\n%s", model, time.monotonic() - started, schedules.table())
-    if path is not None:
+    if out_of_time:
+        logger.warning(
+            "%s: %.0f s were too few to try passes of more rows; measuring again at the next start", model, seconds
+        )
+    elif path is not None:
         _store(path, schedules)
     return schedules
 
@@ -160,6 +178,7 @@ def _cached(path: Path, runner: Runner, machine: str, model: str) -> Schedules |
     if (schedules.machine, schedules.model, set(schedules.of)) != (machine, model, set(OPERATIONS)):
         logger.warning("%s: is of another machine or model, measuring again", path)
         return None
+    schedules = schedules.within(MEMORY_SHARE * available_bytes(runner.device))
     for operation, schedule in schedules.of.items():
         passes = [(bucket.plan, bucket.rows) for bucket in schedule.buckets]
         for plan, num_rows in [*((plan, 1) for plan in dict(passes)), *passes]:
@@ -191,14 +210,15 @@ def warm_up(runner: Runner, operation: Operation, plan: Plan, num_rows: int) -> 
 
 def _measure(
     runner: Runner, operation: Operation, plans: Sequence[Plan], max_rows: int, deadline: float
-) -> list[Bucket]:
+) -> tuple[list[Bucket], bool]:
     """Double the rows of a pass for as long as that pays, and find the fastest right plan at each number.
 
-    Empty where no plan is right.
+    Returns the buckets, none where no plan is right, and whether it was time that ended it.
     """
     buckets: list[Bucket] = []
+    out_of_time = False
     for num_rows in (2**power for power in itertools.count()):
-        peak = peak_bytes(runner.device)
+        used = reset_peak(runner.device)
         seconds: dict[Plan, float] = {}
         for plan in plans:
             if fault := warm_up(runner, operation, plan, num_rows):
@@ -208,19 +228,22 @@ def _measure(
         if not seconds:
             break
         best = next(plan for plan in plans if seconds.get(plan, math.inf) <= ALIKE * min(seconds.values()))
-        buckets.append(Bucket(rows=num_rows, form=best.form, threads=best.threads, seconds=seconds[best]))
+        memory = max(0, peak_bytes(runner.device) - used)
+        buckets.append(
+            Bucket(rows=num_rows, form=best.form, threads=best.threads, seconds=seconds[best], memory=memory)
+        )
         plans = [plan for plan in seconds if seconds[plan] <= HOPELESS[min(num_rows, 4)] * seconds[best]]
-        grown = peak_bytes(runner.device) - peak
+        out_of_time = time.monotonic() > deadline
         if (
-            2 * num_rows > max_rows
-            or time.monotonic() > deadline
+            out_of_time
+            or 2 * num_rows > max_rows
             or not _grows(buckets)
-            or 2 * grown > MEMORY_SHARE * available_bytes(runner.device)
+            or 2 * memory > MEMORY_SHARE * available_bytes(runner.device)
         ):
             break
     speeds = [bucket.rows / bucket.seconds for bucket in buckets]
     enough = [WORTH_DOUBLING * speed >= max(speeds) for speed in speeds]
-    return buckets[: enough.index(True) + 1] if buckets else []
+    return (buckets[: enough.index(True) + 1] if buckets else []), out_of_time
 
 
 def _grows(buckets: list[Bucket]) -> bool:

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from service.artifact import Artifact, Operation
-from service.artifact.torchscript import Program, channels_last, freeze, optimize, pack_convolutions
+from service.artifact.torchscript import (
+    WARM_UP_CALLS,
+    Program,
+    channels_last,
+    freeze,
+    optimize,
+    pack_convolutions,
+)
 
 Array = npt.NDArray[Any]
 Form = Literal["packed", "channels_last", "frozen", "optimized", "cuda_graph"]
@@ -19,7 +26,6 @@ Method = Callable[[Tensor], Tensor | tuple[Tensor, Tensor]]
 
 CPU_FORMS: tuple[Form, ...] = ("packed", "channels_last", "frozen", "optimized")
 CUDA_FORMS: tuple[Form, ...] = ("frozen", "channels_last", "cuda_graph")
-WARM_UP_CALLS = 3  # TorchScript profiles the first two calls of a method and compiles what it saw
 
 
 @dataclass(frozen=True)
@@ -73,15 +79,15 @@ class Runner:
             return optimize(self._make("frozen"), methods)
         return freeze(self._program.to(self.device), methods)
 
-    def keep(self, plans: dict[tuple[Operation, int], Plan]) -> None:
-        """Forget what was made for other plans than these, of operations over so many rows."""
-        forms = {"frozen" if plan.form == "cuda_graph" else plan.form for plan in plans.values()}
+    def keep(self, passes: set[tuple[Operation, int, Plan]]) -> None:
+        """Forget what was made for other passes than these: an operation over so many rows by a plan."""
+        forms = {"frozen" if plan.form == "cuda_graph" else plan.form for _, _, plan in passes}
         self._forms = {form: program for form, program in self._forms.items() if form in forms}
-        graphs = {key for key, plan in plans.items() if plan.form == "cuda_graph"}
+        graphs = {(operation, rows) for operation, rows, plan in passes if plan.form == "cuda_graph"}
         self._graphs = {key: graph for key, graph in self._graphs.items() if key in graphs}
 
     def _run_on_cuda(self, operation: Operation, plan: Plan, rows: Array) -> tuple[Array, ...]:
-        """Send rows from page-locked memory, run, and fetch the answers into such memory: two copies that overlap."""
+        """Send rows from page-locked memory, run, and fetch the answers into such memory; wait once, at the end."""
         inputs = torch.from_numpy(rows).pin_memory().to(self.device, non_blocking=True)
         if plan.form == "cuda_graph":
             key = (operation, len(rows))
@@ -101,7 +107,7 @@ class _Graph:
     """A method recorded as a CUDA graph for one shape of inputs."""
 
     def __init__(self, method: Method, example: Tensor) -> None:
-        self._inputs = example.clone()
+        self._inputs = torch.zeros_like(example)  # not the example, or a replay that copied nothing would seem right
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -42,7 +42,12 @@ class Settings(BaseSettings):
         "auto", description="How models run: the way measured to be fastest for each number of rows, or always one."
     )
     cache_dir: Path | None = Field(None, description="Folder that keeps what was measured at start; unset: none.")
-    max_batch_rows: int = Field(4096, ge=1, le=65536, description="Rows of one forward pass, at most.")
+    max_batch_rows: int = Field(
+        4096,
+        ge=1,
+        le=65536,
+        description="Rows of one forward pass, at most; reproducible ones have 16 images or 256 vectors.",
+    )
     max_request_rows: int = Field(4096, ge=1, description="Rows of one request, dequantization samples counted.")
     max_queue_rows: int = Field(16384, ge=1, description="Rows waiting for the engine before requests get 429.")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Bytes of one request body.")

@@ -142,6 +142,25 @@ async def test_an_engine_that_answers_another_number_of_rows_is_an_error(batcher
         await batcher.submit("a", rows(0, 2))
 
 
+def test_what_preparing_raises_ends_the_start() -> None:
+    def fail() -> None:
+        raise ValueError("not today")
+
+    batcher = Batcher(Engine().run, lambda key: 8, max_queue_rows=40, prepare=fail)
+    with pytest.raises(ValueError, match="not today"):
+        batcher.start()
+
+
+def test_the_thread_that_prepares_is_the_one_that_runs() -> None:
+    prepared: list[str] = []
+    batcher = Batcher(
+        Engine().run, lambda key: 8, max_queue_rows=40, prepare=lambda: prepared.append(threading.current_thread().name)
+    )
+    batcher.start()
+    batcher.close()
+    assert prepared == ["engine"]
+
+
 async def test_a_cancelled_request_costs_no_forward_pass(engine: Engine, batcher: Batcher[str]) -> None:
     held = await hold(engine, batcher)
     cancelled = asyncio.create_task(batcher.submit("cancelled", rows(0, 3)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 from service.artifact import ArtifactError, Operation, golden_rows, within_tolerance
 from service.engine import CANONICAL_ROWS, Call, Engine
 from service.errors import OutOfMemory
+from service.flows import Flows
 from service.runner import Plan, Runner
 from service.settings import Settings
 
@@ -102,6 +104,41 @@ def test_a_failed_allocation_halves_the_passes_and_tries_again(
         assert within_tolerance(cramped.run(call, rows)[0], expected)
     assert "out of memory" in caplog.text
     assert cramped.max_rows(call) == largest // 2
+
+
+def test_the_plan_of_reproducible_answers_is_kept_warm(engine: Engine) -> None:
+    for runner in engine._runners.values():
+        assert engine._canonical(runner.manifest).plan.form in runner._forms
+
+
+def test_reproducible_passes_that_do_not_fit_leave_the_others_as_they_are(
+    cramped: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Call("tiny-table", "log_prob", reproducible=True)
+    rows = golden_rows(cramped.manifests["tiny-table"], "log_prob", 3)
+    largest = cramped.max_rows(Call("tiny-table", "log_prob"))
+    monkeypatch.setattr(Cramped, "room", 128)
+    with pytest.raises(OutOfMemory):
+        cramped.run(call, rows)
+    assert cramped.max_rows(Call("tiny-table", "log_prob")) == largest
+    assert cramped.max_rows(call) % CANONICAL_ROWS["vector"] == 0
+
+
+async def test_requests_that_share_passes_get_their_own_rows(app: FastAPI, engine: Engine) -> None:
+    flows: Flows = app.state.flows
+    manifest = flows.manifest("tiny-images")
+    x = inputs(engine, "tiny-images", 64)
+    (expected,) = engine.run(Call("tiny-images", "log_prob", True), x)
+    random = np.random.default_rng(2)
+    chosen = [random.permutation(64)[: random.integers(1, 40)] for _ in range(40)]
+    same_bits = [bool(random.integers(2)) for _ in chosen]
+    answers = await asyncio.gather(
+        *(flows.log_likelihood(manifest, x[rows], alike) for rows, alike in zip(chosen, same_bits, strict=True))
+    )
+    for rows, alike, values in zip(chosen, same_bits, answers, strict=True):
+        assert within_tolerance(values, expected[rows])
+        if alike:
+            np.testing.assert_array_equal(values, expected[rows])
 
 
 def test_where_that_is_not_enough_the_caller_is_told_and_the_engine_goes_on(

@@ -22,6 +22,7 @@ from service.artifact import (
     open_artifact,
     within_tolerance,
 )
+from service.machine import peak_bytes
 from service.plans import Bucket, Schedule, schedules_of
 from service.runner import CPU_FORMS, Form, Plan, Runner
 
@@ -49,13 +50,15 @@ class Faulty(Runner):
 
 
 def measured(runner: Runner, **changes: Any) -> plans.Schedules:
-    wanted: dict[str, Any] = {"forms": CPU_FORMS, "threads": 1, "max_rows": 8, "cache_dir": None, "seconds": 5.0}
+    wanted: dict[str, Any] = {"forms": CPU_FORMS, "threads": 1, "max_rows": 8, "cache_dir": None, "seconds": 60.0}
     return schedules_of(runner, **{**wanted, **changes})
 
 
 def schedule(*seconds: float) -> Schedule:
     return Schedule(
-        buckets=[Bucket(rows=2**i, form="frozen", threads=1, seconds=value) for i, value in enumerate(seconds)]
+        buckets=[
+            Bucket(rows=2**i, form="frozen", threads=1, seconds=value, memory=2**i) for i, value in enumerate(seconds)
+        ]
     )
 
 
@@ -151,10 +154,35 @@ def test_a_plan_that_fails_is_left_out(artifact: Artifact, caplog: pytest.LogCap
 
 
 def test_passes_grow_no_further_than_memory_allows(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    used = itertools.count()
-    monkeypatch.setattr(plans, "peak_bytes", lambda device: next(used))
+    monkeypatch.setattr(plans, "reset_peak", lambda device: 0)
+    monkeypatch.setattr(plans, "peak_bytes", lambda device: 1)
     monkeypatch.setattr(plans, "available_bytes", lambda device: 3)
     assert {found.largest for found in measured(runner).of.values()} == {1}
+
+
+def test_a_large_use_of_memory_before_does_not_hide_what_a_pass_takes(artifact: Artifact) -> None:
+    class Hungry(Runner):
+        def run(self, operation: Operation, plan: Plan, rows: Any) -> tuple[Any, ...]:
+            np.ones(len(rows) * 2**22)  # 32 MiB a row
+            return super().run(operation, plan, rows)
+
+    if not peak_bytes(CPU):
+        pytest.skip("the system does not tell")
+    np.ones(2**26)
+    for found in measured(Hungry(artifact, CPU), max_rows=2).of.values():
+        assert all(bucket.memory >= bucket.rows * 2**24 for bucket in found.buckets)
+
+
+def test_cached_passes_that_no_longer_fit_are_left_out(runner: Runner, tmp_path: Path) -> None:
+    schedules = measured(runner)
+    assert {found.largest for found in schedules.within(-1).of.values()} == {1}
+    assert schedules.within(2**60) == schedules
+
+
+def test_what_time_cut_short_is_not_kept(runner: Runner, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert {found.largest for found in measured(runner, cache_dir=tmp_path, seconds=0).of.values()} == {1}
+    assert "measuring again at the next start" in caplog.text
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_pass_that_does_not_fit_ends_the_growth(artifact: Artifact) -> None:

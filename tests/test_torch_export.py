@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.fold import fold
+from model.fold import FoldedImageFlow, fold
 from model.glow import Glow, GlowConfig, build_glow
 from service.artifact import within_tolerance
 from tests.conftest import perturbed
@@ -40,7 +40,9 @@ def test_torch_export_takes_the_folded_flow_with_a_batch_of_any_size(flow: Glow)
     dtype = torch.float32 if len(flow.shape) == 3 else torch.float64
     x = torch.rand(5, *flow.shape, dtype=dtype) * 4
     z, log_prob = folded.encode(x)
-    for name, inputs, expected in (("encode", x, z), ("log_prob", x, log_prob), ("decode", z, x)):
+    cases = [("encode", x, z), ("log_prob", x, log_prob), ("decode", z, x), ("statistics", x, folded.statistics(x))]
+    cases += [("log_prob_map", x, folded.log_prob_map(x))] if isinstance(folded, FoldedImageFlow) else []
+    for name, inputs, expected in cases:
         batch = torch.export.Dim("batch", min=1, max=4096)
         program = torch.export.export(Method(folded, name), (inputs,), dynamic_shapes=({0: batch},)).module()
         for rows in (1, 3, 5):

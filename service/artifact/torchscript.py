@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import torch
 
 Program = torch.jit.ScriptModule
+WARM_UP_CALLS = 3  # the first two calls of a method are profiled, and what was seen is compiled
 PACKED_FAN_IN = 64  # weights behind one output of a convolution, at least, for packing them to pay
 
 
