@@ -98,11 +98,18 @@ def add_column_noise(x: Tensor, columns: list[Column], smoothing: float, generat
     """Give every column a density: (B, D) -> (B, D).
 
     Whole numbers and codes become uniform over their bin of width 1, constants and duplicates Gaussian with their
-    floor, and with ``smoothing`` every column is blurred by that many of its scales.
+    floor, and with ``smoothing`` every column is blurred by that many of its scales; a duplicate as the column that it
+    repeats, since blurring the two apart would make their small distance as large as the blur.
     """
     uniform = torch.rand(x.shape, generator=generator, dtype=x.dtype) - 0.5
     normal = torch.randn(x.shape, generator=generator, dtype=x.dtype)
     scale = torch.tensor([column.scale for column in columns], dtype=x.dtype)
     quantized = torch.tensor([column.quantized for column in columns], dtype=x.dtype)
     floor = torch.tensor([column.noise_std / column.scale for column in columns], dtype=x.dtype)
-    return x + quantized * uniform + (floor**2 + smoothing**2) ** 0.5 * scale * normal
+    noise = (floor**2 + smoothing**2) ** 0.5 * scale * normal
+    numbers = {column.name: i for i, column in enumerate(columns)}
+    for i, column in enumerate(columns):
+        if column.duplicate_of is not None:
+            original = numbers[column.duplicate_of]
+            noise[:, i] = smoothing * scale[original] * normal[:, original] + floor[i] * scale[i] * normal[:, i]
+    return x + quantized * uniform + noise

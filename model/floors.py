@@ -26,6 +26,7 @@ FIT_ROWS, HELD_OUT_ROWS = 20_000, 5_000  # at most: more would cost minutes and 
 RIDGES = [1e-6, 1e-3, 1e-2, 1e-1]  # shares of its variance that a column's variance is raised by
 COMPONENTS = [2, 4, 8, 16]
 FULL_COVARIANCE_DIMS = 64  # a mixture in more dimensions has diagonal covariances
+GAUSSIAN_DIMS = 1024  # and one Gaussian in more than these: a full one takes gigabytes and minutes
 CODECS: dict[str, dict[str, Any]] = {"PNG": {"optimize": True}, "WebP": {"lossless": True, "method": 4}}
 
 
@@ -70,7 +71,8 @@ def density_floors(fit: Array, validation: Array, held_out: Array) -> list[Floor
     fit, validation, held_out = ((rows - mean) / std for rows in (fit, validation, held_out))
     words = {"full": "full", "diag": "diagonal"}
     covariance = "full" if fit.shape[1] <= FULL_COVARIANCE_DIMS else "diag"
-    gaussian = _likeliest(fit, validation, [(1, "full", ridge) for ridge in RIDGES])
+    of_gaussian = "full" if fit.shape[1] <= GAUSSIAN_DIMS else "diag"
+    gaussian = _likeliest(fit, validation, [(1, of_gaussian, ridge) for ridge in RIDGES])
     ridge = gaussian.reg_covar if gaussian and covariance == "full" else RIDGES[0]
     mixture = _likeliest(fit, validation, [(number, covariance, ridge) for number in COMPONENTS])
     return [
@@ -80,7 +82,7 @@ def density_floors(fit: Array, validation: Array, held_out: Array) -> list[Floor
             torch.from_numpy(density.score_samples(held_out) - np.log(std).sum()),
         )
         for name, what, density in (
-            ("gaussian", "one Gaussian of full covariance", gaussian),
+            ("gaussian", f"one Gaussian of {words[of_gaussian]} covariance", gaussian),
             ("mixture", f"a mixture of {{0.n_components}} Gaussians of {words[covariance]} covariance", mixture),
         )
         if density is not None

@@ -157,7 +157,7 @@ def main(argv: list[str]) -> None:
     recipe = read_recipe(args.recipe, args.set)
     out = args.out or Path("runs") / recipe.name
     last = out / "last.pt"
-    if last.exists() and not args.resume:
+    if not args.resume and (last.exists() or (out / "best.pt").exists()):
         raise RecipeError(f"{out} already holds a run: --resume continues it, --out names another folder")
     if args.resume and not last.exists():
         raise RecipeError(f"--resume: {last} does not exist")
@@ -178,7 +178,8 @@ def main(argv: list[str]) -> None:
         write_report(trainer, splits, out)
         early = complete and trainer.step < recipe.training.steps
         outcome = "stopped early" if early else "finished" if complete else "stopped"
-        print(f"{outcome} at step {trainer.step}: best validation {trainer.best:.4f} {trainer.unit}, {out}/best.pt")
+        best = f"best validation {trainer.best:.4f} {trainer.unit}" if trainer.history else "not validated yet"
+        print(f"{outcome} at step {trainer.step}: {best}, {out}/best.pt")
     processes.finish(0 if complete else 130)
 
 

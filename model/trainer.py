@@ -97,6 +97,8 @@ class Trainer:
             raise RecipeError("--resume: the data differ from those the checkpoint was trained on")
         if (checkpoint.recipe.model, checkpoint.recipe.data) != (self.recipe.model, self.recipe.data):
             raise RecipeError("--resume: the recipe's [model] and [data] must be those of the checkpoint")
+        if (checkpoint.recipe.name, checkpoint.recipe.artifact) != (self.recipe.name, self.recipe.artifact):
+            raise RecipeError("--resume: the recipe's name and [artifact] must be those of the checkpoint")
         may_change = {"steps", "evaluate_every", "checkpoint_every", "patience", "device"}
         for name, value in checkpoint.recipe.training.model_dump(exclude=may_change).items():
             if getattr(self.recipe.training, name) != value:

@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 
 # A forward pass of one fixed size and plan gives a row the same bits whatever its neighbours are.
 CANONICAL_ROWS = {"image": 16, "vector": 256}
-MEASURING_S = 12.0  # for the plans of all models together, where no cache holds them
+MEASURING_S = 15.0  # for the plans of all models together, where no cache holds them
 
 logger = logging.getLogger(__name__)
 

@@ -97,8 +97,8 @@ def _with_codes(rows: list[Any], manifest: Manifest) -> list[Any]:
 
 
 def _check_codes(values: Array, column: Column) -> None:
-    """Raise Unprocessable where a value is not the code of a category."""
-    wrong = (values < 0) | (values >= len(column.categories)) | (values != np.floor(values))
+    """Raise Unprocessable where a value lies in the bin of no category's code, as decoded ones do off its centre."""
+    wrong = (values < -0.5) | (values >= len(column.categories) - 0.5)
     for i in np.flatnonzero(wrong)[:1]:
         raise _unknown_category(int(i), column, f"{values[i]:g}")
 

@@ -296,3 +296,12 @@ async def test_the_documentation_page_needs_no_network(client: httpx.AsyncClient
 async def test_the_root_leads_a_browser_to_the_documentation(client: httpx.AsyncClient) -> None:
     response = await client.get("/")
     assert (response.status_code, response.headers["location"]) == (307, "/docs")
+
+
+async def test_what_is_decoded_can_be_encoded_also_where_columns_are_categories(client: httpx.AsyncClient) -> None:
+    example = (await client.get("/models/tiny-mixed/example")).json()
+    request = {"model": "tiny-mixed", "inputs": example["inputs"]}
+    latents = (await post(client, "/encode", request))["latents"]
+    outputs = (await post(client, "/decode", {"model": "tiny-mixed", "latents": latents}))["outputs"]
+    again = (await post(client, "/encode", {"model": "tiny-mixed", "inputs": outputs}))["latents"]
+    np.testing.assert_allclose(again, latents, atol=1e-2)

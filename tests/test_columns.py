@@ -158,3 +158,10 @@ def test_values_beyond_three_scales_are_drawn_in_to_their_logarithm(real: np.nda
     z, _ = layer(far * column.scale + column.center)
     expected = [0.0, 2.9, 3 * (1 + np.log(10)), -3 * (1 + np.log(1e6))]
     assert z.flatten().tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_smoothing_blurs_a_duplicate_as_the_column_that_it_repeats(real: np.ndarray) -> None:
+    columns = columns_of(a=real, b=real)
+    noise = noise_of(columns, smoothing=0.1)
+    assert noise[:, 0].std() == pytest.approx(0.1 * columns[0].scale, rel=0.05)
+    assert (noise[:, 1] - noise[:, 0]).std() == pytest.approx(columns[1].noise_std, rel=0.05)

@@ -120,3 +120,11 @@ def test_more_rows_than_the_most_are_left_out_and_the_floor_says_how_many_were_f
     assert splits.test is not None
     floors = by_name(measure_floors(splits, splits.test, noisy(splits.test, []), []))
     assert floors["gaussian"].what == "one Gaussian of full covariance, fitted to 50 rows"
+
+
+def test_in_very_many_dimensions_one_gaussian_is_diagonal_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.floors.GAUSSIAN_DIMS", 8)
+    splits = tiny_images()
+    assert splits.test is not None
+    floors = by_name(measure_floors(splits, splits.test, noisy(splits.test, []), []))
+    assert floors["gaussian"].what == "one Gaussian of diagonal covariance, fitted to 100 rows"

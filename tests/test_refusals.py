@@ -98,7 +98,7 @@ GOOD = [[0.0] * 64]
         ),
         ("/encode", {"inputs": [[0, 1, 1, 7, 1], [3, 1, 1, 7, 1]], "model": MIXED}, 422, "inputs[1]['color'] is 3"),
         ("/encode", {"inputs": [[-1, 1, 1, 7, 1]], "model": MIXED}, 422, "inputs[0]['color'] is -1"),
-        ("/encode", {"inputs": [[0.5, 1, 1, 7, 1]], "model": MIXED}, 422, "inputs[0]['color'] is 0.5"),
+        ("/encode", {"inputs": [[2.7, 1, 1, 7, 1]], "model": MIXED}, 422, "inputs[0]['color'] is 2.7"),
         ("/encode", {"inputs": [[0, "red", 1, 7, 1]], "model": MIXED}, 422, "inputs[0][1] must be a number"),
         (
             "/log-likelihood",

@@ -148,6 +148,23 @@ def test_the_command_writes_checkpoints_pictures_and_a_report_and_resumes(tmp_pa
     assert "round trip" in evaluated.stdout
 
 
+def test_a_folder_with_the_best_checkpoint_of_another_run_is_not_trained_into(tmp_path: Path) -> None:
+    (tmp_path / "best.pt").touch()
+    refused = command(DIGITS, *QUICK, "--out", tmp_path, cwd=tmp_path)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "already holds a run" in refused.stderr
+
+
+def test_a_run_is_resumed_as_the_artifact_that_it_began_as() -> None:
+    recipe = tiny_recipe("a")
+    checkpoint = Trainer(recipe, tiny_table()).checkpoint()
+    renamed = recipe.model_copy(update={"name": "b"})
+    warmer = recipe.model_copy(update={"artifact": recipe.artifact.model_copy(update={"temperature": 0.5})})
+    for other in (renamed, warmer):
+        with pytest.raises(RecipeError, match=r"name and \[artifact\] must be those of the checkpoint"):
+            Trainer(other, tiny_table(), checkpoint)
+
+
 def test_interrupting_leaves_a_usable_checkpoint(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     arguments = [*QUICK, "--set=training.steps=100000", "--set=training.checkpoint_every=1"]
