@@ -28,6 +28,7 @@ from service.runner import Form, Plan, Runner
 HOPELESS = {1: 3.0, 2: 2.0, 4: 1.5}  # times as slow as the best at so many rows or more: not measured any further
 ALIKE = 1.03  # times as slow as the best: the first of such plans is taken, so that few forms are kept
 WORTH_DOUBLING = 1.02  # rows/s that a bucket must gain over all smaller ones
+SHARES = (0.5, 0.75, 1.0)  # of the time, by the end of each operation: the first tries all plans
 MEMORY_SHARE = 0.5  # of what is available: the most that a pass may take
 
 logger = logging.getLogger(__name__)
@@ -144,9 +145,8 @@ def schedules_of(
     measured: dict[Operation, Schedule] = {}
     out_of_time = False
     favourites = plans  # operations are alike: what never won in one need not be tried in the next
-    for operation in OPERATIONS:
-        now = time.monotonic()
-        deadline = now + (started + seconds - now) / (len(OPERATIONS) - len(measured))
+    for operation, share in zip(OPERATIONS, SHARES, strict=True):
+        deadline = started + share * seconds
         buckets, late = _measure(runner, operation, favourites, max_rows, deadline)
         if not buckets:
             buckets, late = _measure(runner, operation, plans, max_rows, deadline)
@@ -158,10 +158,8 @@ def schedules_of(
     schedules = Schedules(machine=machine, model=model, of=measured)
     logger.info("plans of %s, measured in %.1f s:\n%s", model, time.monotonic() - started, schedules.table())
     if out_of_time:
-        logger.warning(
-            "%s: %.0f s were too few to try passes of more rows; measuring again at the next start", model, seconds
-        )
-    elif path is not None:
+        logger.warning("%s: %.0f s were too few to try passes of more rows", model, seconds)
+    if path is not None:
         _store(path, schedules)
     return schedules
 
