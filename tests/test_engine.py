@@ -107,8 +107,8 @@ def test_a_failed_allocation_halves_the_passes_and_tries_again(
 
 
 def test_the_plan_of_reproducible_answers_is_kept_warm(engine: Engine) -> None:
-    for runner in engine._runners.values():
-        assert engine._canonical(runner.manifest).plan.form in runner._forms
+    for name, runner in engine._runners.items():
+        assert engine._canonical[name].plan.form in runner._forms
 
 
 def test_reproducible_passes_that_do_not_fit_leave_the_others_as_they_are(
@@ -189,3 +189,18 @@ def test_plans_are_kept_in_the_cache_folder(settings: Settings, tmp_path: Path) 
     Engine(settings.model_copy(update={"cache_dir": tmp_path})).warm_up()
     assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {"plans"}
     assert len(list(tmp_path.iterdir())) == len(list(settings.models[0].iterdir()))
+
+
+def test_reproducible_answers_run_by_the_first_form_that_is_right(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unpacked(Runner):
+        def run(self, operation: Operation, plan: Plan, rows: Any) -> tuple[Any, ...]:
+            if plan.form == "packed":
+                raise RuntimeError("no such operator")
+            return super().run(operation, plan, rows)
+
+    monkeypatch.setattr("service.engine.Runner", Unpacked)
+    engine = Engine(settings)
+    engine.warm_up()
+    assert {canonical.plan.form for canonical in engine._canonical.values()} == {"channels_last"}
