@@ -119,7 +119,7 @@ def report(artifact: Artifact, data: Dataset, num_draws: int) -> list[tuple[str,
     result = likelihood(artifact.program, data, manifest.columns)
     draws = prior_draws(artifact.program, num_draws, manifest.num_dims)
     finite = "all finite" if torch.isfinite(draws).all() else "NOT ALL FINITE"
-    scale_unit = "pixel units" if data.kind == "image" else "standard deviations"
+    scale_unit = "pixel units" if data.kind == "image" else "scales of a column"
     return [
         ("artifact", f"{manifest.name}@{manifest.version}"),
         ("rows", str(result.rows)),

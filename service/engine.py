@@ -24,10 +24,8 @@ Array = npt.NDArray[Any]
 # A forward pass of one fixed size and plan gives a row the same bits whatever its neighbours are.
 CANONICAL_ROWS = {"image": 16, "vector": 256}
 CANONICAL_FORMS: dict[str, tuple[Form, ...]] = {"cpu": ("packed", "channels_last", "frozen"), "cuda": ("frozen",)}
-MEASURING_S, MEASURING_ONCE_S = (
-    15.0,
-    45.0,
-)  # for the plans of all models: at every start, or once where there is a cache
+MEASURING_S = 15.0  # for the plans of all models, at every start
+MEASURING_ONCE_S = 45.0  # the same where a cache keeps them
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +198,7 @@ def choose_device(wanted: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
-def choose_forms(wanted: Form | str, device: torch.device) -> tuple[Form, ...]:
+def choose_forms(wanted: str, device: torch.device) -> tuple[Form, ...]:
     """Resolve ``auto`` to all forms of a device. Raises ArtifactError for a form that the device does not have."""
     forms = CUDA_FORMS if device.type == "cuda" else CPU_FORMS
     if wanted == "auto":

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.runner import Form
+
 EMBEDDED_ARTIFACTS = Path(__file__).parent / "artifacts"
 
 
@@ -38,7 +40,7 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, ge=0, le=1024, description="Threads of one forward pass on the CPU; 0: as many as the process may use."
     )
-    plan: Literal["auto", "packed", "channels_last", "frozen", "optimized", "cuda_graph"] = Field(
+    plan: Literal["auto", Form] = Field(
         "auto", description="How models run: the way measured to be fastest for each number of rows, or always one."
     )
     cache_dir: Path | None = Field(None, description="Folder that keeps what was measured at start; unset: none.")
