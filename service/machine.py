@@ -6,38 +6,44 @@ import os
 import platform
 import re
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
 _NO_MEMORY = (  # torch's allocators, C++, oneDNN (which does not tell why), cuBLAS and cuDNN
     *("can't allocate memory", "out of memory", "std::bad_alloc", "could not create a primitive"),
     *("could not execute a primitive", "ALLOC_FAILED"),
 )
 
 
-def available_cpus(cgroup: Path = _CGROUP) -> int:
-    """Cores that this process may use: its affinity, and its cgroup's quota (version 2 or 1) where one is set."""
+def available_cpus(cgroup: Path = _CGROUP, own: Path = _OWN_CGROUP) -> int:
+    """Cores that this process may use: its affinity, and the quotas of its cgroups (version 2 or 1), if any."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    version_1 = [*_numbers(cgroup / "cpu/cpu.cfs_quota_us"), *_numbers(cgroup / "cpu/cpu.cfs_period_us")]
-    for limit in (_numbers(cgroup / "cpu.max"), version_1):
+    limits = [_numbers(folder / "cpu.max") for folder in _cgroups(cgroup, own)]
+    limits += [
+        [*_numbers(folder / "cpu.cfs_quota_us"), *_numbers(folder / "cpu.cfs_period_us")]
+        for folder in _cgroups(cgroup, own, "cpu")
+    ]
+    for limit in limits:
         if len(limit) == 2 and limit[0] > 0:
             cpus = min(cpus, max(1, limit[0] // limit[1]))
     return cpus
 
 
-def available_bytes(device: torch.device, cgroup: Path = _CGROUP) -> int:
-    """Memory that is left: of the GPU, or of this machine and of this process's cgroup."""
+def available_bytes(device: torch.device, cgroup: Path = _CGROUP, own: Path = _OWN_CGROUP) -> int:
+    """Memory that is left: of the GPU, or of this machine and of this process's cgroups."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     left = [available] if (available := _status(Path("/proc/meminfo"), "MemAvailable")) else []
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for controller, limit, used in (
+        ("", "memory.max", "memory.current"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
-        numbers = [*_numbers(cgroup / limit), *_numbers(cgroup / used)]
-        left += [numbers[0] - numbers[1]] if len(numbers) == 2 else []
+        for folder in _cgroups(cgroup, own, controller):
+            numbers = [*_numbers(folder / limit), *_numbers(folder / used)]
+            left += [numbers[0] - numbers[1]] if len(numbers) == 2 else []
     return max(0, min(left, default=2**63))
 
 
@@ -75,6 +81,20 @@ def processor() -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: by the error's type, or by its words, since a program's errors lose their type."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in _NO_MEMORY)
+
+
+def _cgroups(cgroup: Path, own: Path, controller: str = "") -> list[Path]:
+    """Folders whose limits bind this process, by a controller of version 1 or by version 2: its own, and all above it.
+
+    A container may be told a path that only its host has; what is mounted there is then the process's own folder.
+    """
+    mount = cgroup / controller
+    lines = own.read_text() if own.exists() else ""
+    for controllers, path in re.findall(r"^\d+:([^:]*):(.+)$", lines, re.MULTILINE):
+        parts = PurePosixPath(path).parts[1:]
+        if controller in controllers.split(",") and ".." not in parts and mount.joinpath(*parts).is_dir():
+            return [mount.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+    return [mount]
 
 
 def _numbers(path: Path) -> list[int]:

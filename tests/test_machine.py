@@ -13,12 +13,14 @@ CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.
 CPU = torch.device("cpu")
 
 
-def cgroup(folder: Path, **files: str) -> Path:
+def cgroup(folder: Path, files: dict[str, str], own: str = "0::/") -> tuple[Path, Path]:
+    """A mount with these files, and what the process is told of its cgroups."""
     for name, text in files.items():
-        path = folder / name
+        path = folder / "mount" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return folder
+    (folder / "own").write_text(f"{own}\n")
+    return folder / "mount", folder / "own"
 
 
 @pytest.mark.parametrize(
@@ -35,7 +37,7 @@ def cgroup(folder: Path, **files: str) -> Path:
     ],
 )
 def test_threads_come_from_the_quota(tmp_path: Path, files: dict[str, str], expected: int) -> None:
-    assert available_cpus(cgroup(tmp_path, **files)) == expected
+    assert available_cpus(*cgroup(tmp_path, files)) == expected
 
 
 @pytest.mark.parametrize(
@@ -47,11 +49,56 @@ def test_threads_come_from_the_quota(tmp_path: Path, files: dict[str, str], expe
     ],
 )
 def test_memory_that_is_left_is_what_the_cgroup_leaves(tmp_path: Path, files: dict[str, str], expected: int) -> None:
-    assert available_bytes(CPU, cgroup(tmp_path, **files)) == expected
+    assert available_bytes(CPU, *cgroup(tmp_path, files)) == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/a/b", {"a/b/memory.max": "3000", "a/b/memory.current": "1000"}, 2000),
+        ("0::/a/b", {"a/memory.max": "3000", "a/memory.current": "1000", "a/b/memory.max": "max"}, 2000),
+        ("0::/a/b", {"memory.max": "3000", "memory.current": "1000", "a/b/memory.max": "max"}, 2000),
+        (
+            "0::/a",
+            {"memory.max": "3000", "memory.current": "2500", "a/memory.max": "2000", "a/memory.current": "1000"},
+            500,
+        ),
+        (
+            "0::/\n9:cpuset,memory:/a:b\n8:cpu:/",
+            {"memory/a:b/memory.limit_in_bytes": "3000", "memory/a:b/memory.usage_in_bytes": "2000"},
+            1000,
+        ),
+        ("0::/host/only", {"memory.max": "3000", "memory.current": "1000"}, 2000),
+        ("0::/../a", {"memory.max": "3000", "memory.current": "1000", "../a/memory.max": "1"}, 2000),
+        ("0::/a", {"memory.max": "3000", "memory.current": "1000", "b/memory.max": "1", "b/memory.current": "1"}, 2000),
+        ("", {"memory.max": "3000", "memory.current": "1000"}, 2000),
+    ],
+)
+def test_limits_of_the_processs_own_cgroup_and_of_all_above_it_bind(
+    tmp_path: Path, own: str, files: dict[str, str], expected: int
+) -> None:
+    assert available_bytes(CPU, *cgroup(tmp_path, files, own)) == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "files"),
+    [
+        ("0::/a/b", {"a/cpu.max": "100000 100000", "a/b/cpu.max": "max 100000"}),
+        ("4:cpu,cpuacct:/a", {"cpu/a/cpu.cfs_quota_us": "100000", "cpu/a/cpu.cfs_period_us": "100000"}),
+    ],
+)
+def test_so_do_their_quotas(tmp_path: Path, own: str, files: dict[str, str]) -> None:
+    assert available_cpus(*cgroup(tmp_path, files, own)) == 1
+
+
+def test_without_a_list_of_cgroups_the_mount_is_the_processs_own(tmp_path: Path) -> None:
+    mount, own = cgroup(tmp_path, {"cpu.max": "100000 100000"})
+    own.unlink()
+    assert available_cpus(mount, own) == 1
 
 
 def test_without_a_limit_the_machines_memory_is_what_is_left(tmp_path: Path) -> None:
-    assert available_bytes(CPU, cgroup(tmp_path, **{"memory.max": "max", "memory.current": "1"})) > 2**20
+    assert available_bytes(CPU, *cgroup(tmp_path, {"memory.max": "max", "memory.current": "1"})) > 2**20
 
 
 def test_the_peak_of_memory_grows_with_what_is_used() -> None:
