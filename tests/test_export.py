@@ -29,8 +29,10 @@ from service.artifact import (
     save,
     save_artifact,
     within_tolerance,
+    write_whole,
 )
 from service.artifact.file import pack
+from service.engine import find_artifacts
 from tests.conftest import divide, tiny_images, tiny_recipe, tiny_table, train_and_export
 
 CASES: dict[str, tuple[dict[str, Any], Callable[[], Splits]]] = {
@@ -306,3 +308,26 @@ def test_what_cannot_be_folded_is_named() -> None:
     flow.top = Chain([Squeeze(), flow.top.steps[3]])  # type: ignore[index, list-item]
     with pytest.raises(ValueError, match="a coupling must follow an affine map"):
         fold(flow)
+
+
+def test_two_that_write_one_file_at_once_each_leave_it_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    def write(partial: Path) -> None:
+        partial.write_text("first")
+        write_whole(path, lambda other: other.write_text("second"))
+        assert path.read_text() == "second"
+
+    write_whole(path, write)
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_crash_leaves_is_not_taken_for_an_artifact(models_dir: Path, tmp_path: Path) -> None:
+    def write(partial: Path) -> None:
+        partial.write_bytes((models_dir / "tiny-table.pt").read_bytes())
+        with pytest.raises(ArtifactError, match="holds no artifact"):  # a crash would leave what is here now
+            find_artifacts([tmp_path])
+
+    write_whole(tmp_path / "flow.pt", write)
+    assert find_artifacts([tmp_path]) == [tmp_path / "flow.pt"]

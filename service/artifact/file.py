@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import secrets
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -67,8 +68,11 @@ def pack(records: dict[str, bytes], manifest: Manifest | None = None) -> bytes:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside the target, then rename it: the target is whole, or what it was before."""
-    partial = path.with_name(f"{path.name}.partial")
+    """Let ``write`` fill a file beside the target, then rename it: the target is whole, or what it was before.
+
+    The file has a name of its own, which nothing reads: several processes may write one target, and the last one wins.
+    """
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
     try:
         write(partial)
         with partial.open("rb") as file:
