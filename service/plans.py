@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ from service.artifact.torchscript import WARM_UP_CALLS
 from service.machine import available_bytes, describe_machine, peak_bytes, reset_peak
 from service.runner import Form, Plan, Runner
 
+FORMAT = 1  # to be raised with every change of how forms are made, measured or kept: a version may see several
 HOPELESS = {1: 3.0, 2: 1.5, 4: 1.2}  # times as slow as the best at so many rows or more: not measured any further
 ALIKE = 1.03  # times as slow as the best: the first of such plans is taken, so that few forms are kept
 WORTH_DOUBLING = 1.02  # rows/s that a bucket must gain over all smaller ones
@@ -91,11 +93,11 @@ class Schedule(BaseModel):
 
 
 class Schedules(BaseModel):
-    """What was measured of one model, for whom it holds, and the file format of ``GLOW_CACHE_DIR``."""
+    """What was measured of one model, where it holds, and the file format of ``GLOW_CACHE_DIR``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    machine: str
+    conditions: str  # our code, the machine and the settings
     model: str
     of: dict[Operation, Schedule]
 
@@ -131,12 +133,14 @@ def schedules_of(
     """
     manifest = runner.manifest
     model = f"{manifest.name}@{manifest.version}"
-    machine = f"{describe_machine(runner.device)}, {threads} threads, {'/'.join(forms)}, at most {max_rows} rows"
+    code = f"glow-service {version('glow-service')}, plans {FORMAT}"
+    settings = f"{threads} threads, {'/'.join(forms)}, at most {max_rows} rows"
+    conditions = f"{code}, {describe_machine(runner.device)}, {settings}"
     path = None
     if cache_dir is not None:
-        key = hashlib.sha256(f"{machine} {model}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"{conditions} {model}".encode()).hexdigest()[:16]
         path = cache_dir / f"plans-{manifest.name}-{key}.json"
-        if schedules := _cached(path, runner, machine, model):
+        if schedules := _cached(path, runner, conditions, model):
             logger.info("plans of %s, from %s:\n%s", model, path, schedules.table())
             return schedules
     started = time.monotonic()
@@ -155,7 +159,7 @@ def schedules_of(
             raise ArtifactError(f"{manifest.name}: no plan reproduces the golden case of {operation}")
         measured[operation] = Schedule(buckets=buckets)
         favourites = list(dict.fromkeys(bucket.plan for bucket in buckets))
-    schedules = Schedules(machine=machine, model=model, of=measured)
+    schedules = Schedules(conditions=conditions, model=model, of=measured)
     logger.info("plans of %s, measured in %.1f s:\n%s", model, time.monotonic() - started, schedules.table())
     if out_of_time:
         logger.warning("%s: %.0f s were too few to try passes of more rows", model, seconds)
@@ -164,7 +168,7 @@ def schedules_of(
     return schedules
 
 
-def _cached(path: Path, runner: Runner, machine: str, model: str) -> Schedules | None:
+def _cached(path: Path, runner: Runner, conditions: str, model: str) -> Schedules | None:
     """Read schedules and warm their plans up; None where there are none, or none that hold."""
     try:
         schedules = Schedules.model_validate_json(path.read_bytes())
@@ -173,8 +177,8 @@ def _cached(path: Path, runner: Runner, machine: str, model: str) -> Schedules |
     except (OSError, ValidationError) as error:
         logger.warning("%s: cannot be used, measuring again: %s", path, str(error).splitlines()[0])
         return None
-    if (schedules.machine, schedules.model, set(schedules.of)) != (machine, model, set(OPERATIONS)):
-        logger.warning("%s: is of another machine or model, measuring again", path)
+    if (schedules.conditions, schedules.model, set(schedules.of)) != (conditions, model, set(OPERATIONS)):
+        logger.warning("%s: is of other code, another machine or model, measuring again", path)
         return None
     schedules = schedules.within(MEMORY_SHARE * available_bytes(runner.device))
     for operation, schedule in schedules.of.items():

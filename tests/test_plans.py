@@ -229,6 +229,17 @@ def test_another_number_of_threads_has_plans_of_its_own(runner: Runner, tmp_path
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.parametrize("changed", [{"version": lambda name: "0.0"}, {"FORMAT": 0}])
+def test_another_version_of_the_code_has_plans_of_its_own(
+    runner: Runner, tmp_path: Path, changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(runner, cache_dir=tmp_path)
+    for name, value in changed.items():
+        monkeypatch.setattr(plans, name, value)
+    measured(runner, cache_dir=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_folder_that_cannot_be_written_costs_nothing_but_the_cache(
     runner: Runner, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
