@@ -129,6 +129,28 @@ def test_a_plan_that_answers_wrongly_is_never_chosen(artifact: Artifact, caplog:
         measured(runner)
 
 
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_pass_of_any_size_must_answer_every_golden_row(
+    artifact: Artifact, operation: Operation, num_rows: int
+) -> None:
+    golden = golden_rows(artifact.manifest, operation)
+
+    class Faulty(Runner):
+        wrong = -1
+
+        def run(self, operation: Operation, plan: Plan, rows: Any) -> tuple[Any, ...]:
+            outputs = super().run(operation, plan, rows)
+            for output in outputs if self.wrong >= 0 else ():
+                output[(rows == golden[self.wrong]).reshape(len(rows), -1).all(1)] += 1
+            return outputs
+
+    runner = Faulty(artifact, CPU)
+    assert plans.warm_up(runner, operation, Plan("frozen"), num_rows) is None
+    for runner.wrong in range(len(golden)):
+        assert plans.warm_up(runner, operation, Plan("frozen"), num_rows)
+
+
 def test_what_won_for_one_operation_does_not_keep_a_right_plan_from_the_next(artifact: Artifact) -> None:
     class Faulty(Runner):
         def run(self, operation: Operation, plan: Plan, rows: Any) -> tuple[Any, ...]:
