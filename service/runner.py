@@ -44,14 +44,16 @@ class Plan:
 class Runner:
     """Runs the operations of an artifact over exactly as many rows as it is given, by whatever plan.
 
-    To be called from one thread at a time. Forms of the program are made when a plan first asks for them.
+    To be called from one thread at a time. Forms of the program are made when a plan first asks for them, until
+    ``keep``; one that cannot be made is not tried again.
     """
 
     def __init__(self, artifact: Artifact, device: torch.device) -> None:
         self.manifest = artifact.manifest
         self.device = device
-        self._program = artifact.program
+        self._program: Program | None = artifact.program
         self._forms: dict[Form, Program] = {}
+        self._failed: dict[Form, str] = {}
         self._graphs: dict[tuple[Operation, int], _Graph] = {}
 
     def run(self, operation: Operation, plan: Plan, rows: Array) -> tuple[Array, ...]:
@@ -65,26 +67,33 @@ class Runner:
             return self._run_on_cuda(operation, plan, rows)
 
     def _method(self, form: Form, operation: Operation) -> Method:
-        if form not in self._forms:
-            self._forms[form] = self._make(form)
+        if form not in self._forms and form not in self._failed:
+            assert self._program is not None, f"{form} was not kept"
+            try:
+                self._forms[form] = self._make(form, self._program)
+            except Exception as error:  # an operator that this build of torch lacks is an AttributeError
+                self._failed[form] = f"{type(error).__name__}: {error}"
+        if form in self._failed:
+            raise RuntimeError(f"cannot be made: {self._failed[form]}")
         method: Method = getattr(self._forms[form], operation)
         return method
 
-    def _make(self, form: Form) -> Program:
+    def _make(self, form: Form, program: Program) -> Program:
         methods = self.manifest.methods
         if form in ("channels_last", "packed"):
-            frozen = freeze(channels_last(self._program).to(self.device), methods)
+            frozen = freeze(channels_last(program).to(self.device), methods)
             return pack_convolutions(frozen, methods) if form == "packed" else frozen
         if form == "optimized":
-            return optimize(self._make("frozen"), methods)
-        return freeze(self._program.to(self.device), methods)
+            return optimize(self._make("frozen", program), methods)
+        return freeze(program.to(self.device), methods)
 
     def keep(self, passes: set[tuple[Operation, int, Plan]]) -> None:
-        """Forget what was made for other passes than these: an operation over so many rows by a plan."""
+        """Forget what was made for other passes than these (an operation over so many rows by a plan), and of what."""
         forms = {"frozen" if plan.form == "cuda_graph" else plan.form for _, _, plan in passes}
         self._forms = {form: program for form, program in self._forms.items() if form in forms}
         graphs = {(operation, rows) for operation, rows, plan in passes if plan.form == "cuda_graph"}
         self._graphs = {key: graph for key, graph in self._graphs.items() if key in graphs}
+        self._program = None
 
     def _run_on_cuda(self, operation: Operation, plan: Plan, rows: Array) -> tuple[Array, ...]:
         """Send rows from page-locked memory, run, and fetch the answers into such memory; wait once, at the end."""

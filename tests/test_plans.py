@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,34 @@ def test_a_plan_that_fails_is_left_out(artifact: Artifact, caplog: pytest.LogCap
     schedules = measured(Failing(artifact, CPU))
     assert "packed" not in {bucket.form for found in schedules.of.values() for bucket in found.buckets}
     assert "no such operator" in caplog.text
+
+
+def test_a_form_that_cannot_be_made_is_tried_once(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = []
+
+    def lacking(*_: object) -> None:
+        tried.append(1)
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr("service.runner.pack_convolutions", lacking)
+    schedules = measured(runner, threads=2)
+    assert "packed" not in {bucket.form for found in schedules.of.values() for bucket in found.buckets}
+    assert caplog.text.count("cannot be made: AttributeError: no such operator") > len(tried) == 1
+
+
+@pytest.mark.parametrize("form", CPU_FORMS)
+def test_what_is_kept_needs_no_program_any_more(models_dir: Path, form: Form) -> None:
+    artifact = open_artifact(models_dir / "tiny-table.pt")
+    runner, program = Runner(artifact, CPU), weakref.ref(artifact.program)
+    del artifact
+    rows = golden_rows(runner.manifest, "log_prob")
+    expected = runner.run("log_prob", Plan(form), rows)[0]
+    runner.keep({("log_prob", len(rows), Plan(form))})
+    gc.collect()
+    assert program() is None
+    assert within_tolerance(runner.run("log_prob", Plan(form), rows)[0], expected)
 
 
 def test_passes_grow_no_further_than_memory_allows(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
