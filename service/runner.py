@@ -101,7 +101,8 @@ class Runner:
         if plan.form == "cuda_graph":
             key = (operation, len(rows))
             if key not in self._graphs:
-                self._graphs[key] = _Graph(self._method("frozen", operation), inputs)
+                pool = next((graph.pool for graph in self._graphs.values()), None)
+                self._graphs[key] = _Graph(self._method("frozen", operation), inputs, pool)
             outputs = self._graphs[key].replay(inputs)
         else:
             outputs = _as_tuple(self._method(plan.form, operation)(inputs))
@@ -113,9 +114,13 @@ class Runner:
 
 
 class _Graph:
-    """A method recorded as a CUDA graph for one shape of inputs."""
+    """A method recorded as a CUDA graph for one shape of inputs.
 
-    def __init__(self, method: Method, example: Tensor) -> None:
+    Graphs may share a pool of memory, since none needs what another leaves there, they replay one at a time, and
+    answers are fetched before the next one replays.
+    """
+
+    def __init__(self, method: Method, example: Tensor, pool: torch.cuda._POOL_HANDLE | None) -> None:
         self._inputs = torch.zeros_like(example)  # not the example, or a replay that copied nothing would seem right
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
@@ -124,11 +129,16 @@ class _Graph:
                 method(self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, pool=pool):
             self._outputs = _as_tuple(method(self._inputs))
 
+    @property
+    def pool(self) -> torch.cuda._POOL_HANDLE:
+        """The memory that it was recorded in."""
+        return self._graph.pool()
+
     def replay(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """Run on inputs of that shape; the outputs last until the next call."""
+        """Run on inputs of that shape; the outputs last until the next call of any graph that shares the pool."""
         self._inputs.copy_(inputs, non_blocking=True)
         self._graph.replay()
         return self._outputs

@@ -103,6 +103,7 @@ def settings(models_dir: Path) -> Settings:
     return Settings(
         models=[models_dir],
         default_model="tiny-images",
+        device="cpu",
         threads=1,
         max_batch_rows=32,
         max_request_rows=256,
