@@ -59,6 +59,9 @@ def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
         app,
         log_level=settings.log_level,
         access_log=False,
+        proxy_headers=False,  # nothing depends on the caller's address
+        loop="uvloop",
+        http="httptools",
         timeout_graceful_shutdown=math.ceil(settings.deadline_s),
     )
     address, port = listener.getsockname()[:2]

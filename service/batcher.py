@@ -4,168 +4,281 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import queue
 import threading
-from collections import deque
+import time
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from service.errors import QueueFull, Unavailable
+from service.errors import QueueFull, TooLarge, Unavailable
+from service.row_queue import Array, Arrays, Job, Part, Room, RowQueue
 
-Array = npt.NDArray[Any]
-Arrays = tuple[Array, ...]
 Key = TypeVar("Key", bound=Hashable)
+
+SMALL_LAST_S = 1.0  # how long after a small request passes are kept brief
+_FORGETTING = 0.9  # weight of what a pass took, one pass later
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(eq=False)
-class _Request(Generic[Key]):
-    """Rows of one caller: the first ``taken`` are with the engine or answered, in ``parts``."""
+class Answer(NamedTuple):
+    """Outputs, one entry a row, and where the time went."""
+
+    outputs: Arrays
+    queue_s: float  # until the first row left the queue
+    compute_s: float  # from then until the last one was answered
+
+
+class Pass(NamedTuple, Generic[Key]):
+    """One call of the engine, for the metrics."""
 
     key: Key
-    rows: Array
-    taken: int = 0
-    parts: list[Arrays] = field(default_factory=list)
-    future: Future[Arrays] = field(default_factory=Future)
+    num_requests: int
+    num_rows: int
+    seconds: float
+    waiting_rows: int  # by the time it ended
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class _Request(Job):
+    """A job, and who waits for it since when."""
+
+    future: asyncio.Future[Arrays]
+    submitted: float
+    started: float = 0.0
+    finished: float = 0.0
+    error: Exception | None = None
+
+
+class _Pace:
+    """Seconds a row, over the last passes."""
+
+    def __init__(self) -> None:
+        self._seconds = self._rows = 0.0
+
+    def add(self, num_rows: int, seconds: float) -> None:
+        self._seconds = _FORGETTING * self._seconds + seconds
+        self._rows = _FORGETTING * self._rows + num_rows
 
     @property
-    def left(self) -> int:
-        return len(self.rows) - self.taken
+    def seconds_per_row(self) -> float:
+        return self._seconds / self._rows
 
 
 class Batcher(Generic[Key]):
     """Runs ``run(key, rows) -> arrays`` on a thread of its own, for whatever waits the moment it is free.
 
-    Requests with equal keys share a call of at most ``max_batch_rows(key)`` rows; nothing is ever delayed to wait for
-    more. A request that does not fit gives a part and queues again behind the others, so that a single row never waits
-    for the whole of a large request. Each output array must have one entry per row. At most ``max_queue_rows`` wait.
+    Requests with equal keys share a call; nothing is ever delayed to wait for more. ``room(key)`` says how many rows a
+    call may have; a request with more is split, streamed through and joined. Each output array must have one entry per
+    row. A call that fails is tried again in halves, so that only the requests that make it fail are failed by it. At
+    most ``max_queue_rows`` wait. ``observe`` is told of every call, on the event loop.
     """
 
     def __init__(
         self,
         run: Callable[[Key, Array], Arrays],
-        max_batch_rows: Callable[[Key], int],
+        room: Callable[[Key], Room],
         max_queue_rows: int,
         prepare: Callable[[], None] = lambda: None,
+        observe: Callable[[Pass[Key]], None] = lambda done: None,
     ) -> None:
         self._run = run
-        self._prepare = prepare
-        self._prepared: Future[None] = Future()
-        self._max_batch_rows = max_batch_rows
+        self._room = room
         self._max_queue_rows = max_queue_rows
-        self._queue: deque[_Request[Key]] = deque()
-        self._changed = threading.Condition()
+        self._prepare = prepare
+        self._observe = observe
+        self._lock = threading.Lock()  # guards what follows
+        self._queue: RowQueue[_Request] = RowQueue(room)
+        self._paces: dict[Hashable, _Pace] = {}
+        self._small_at = -math.inf
+        self._idle = False
         self._closed = False
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._ended: asyncio.Future[None]
+        self._loop: asyncio.AbstractEventLoop
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Start the thread and wait until it has run ``prepare``. Raises what that raised."""
-        self._thread.start()
-        self._prepared.result()
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        prepared: asyncio.Future[None] = self._loop.create_future()
+        threading.Thread(target=self._work, args=(prepared,), name="engine", daemon=True).start()
+        await prepared
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Finish what is queued, refuse what comes after, and end the thread."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify()
-        self._thread.join()
+        self._wake.put(None)
+        await self._ended
 
-    async def submit(self, key: Key, rows: Array) -> Arrays:
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that no call has taken yet."""
+        with self._lock:
+            return sum(self._queue.waiting.values())
+
+    async def submit(self, key: Key, rows: Array, patience_s: float = math.inf) -> Answer:
         """Run rows and return their outputs, one entry per row, in order.
 
-        Cancelling drops what the engine has not taken. Raises QueueFull, Unavailable, or what ``run`` raised.
+        Cancelling drops what the engine has not taken. Raises TooLarge for more rows than may ever wait, QueueFull for
+        more than may wait now or where the answer would likely take longer than ``patience_s``, Unavailable, or what
+        ``run`` raised for these rows.
         """
-        request = _Request(key, rows)
-        self._enqueue(request)
+        future: asyncio.Future[Arrays] = self._loop.create_future()
+        request = _Request(key=key, rows=rows, future=future, submitted=time.perf_counter())
+        with self._lock:
+            self._admit(request, patience_s)
+            self._queue.push(request)
+            was_idle, self._idle = self._idle, False
+        if was_idle:
+            self._wake.put(None)
         try:
-            return await asyncio.wrap_future(request.future)
+            outputs = await future
         except asyncio.CancelledError:
-            with self._changed:
-                if request in self._queue:
-                    self._queue.remove(request)
+            with self._lock:
+                self._queue.drop(request)
             raise
+        return Answer(outputs, request.started - request.submitted, request.finished - request.started)
 
-    def _enqueue(self, request: _Request[Key]) -> None:
-        with self._changed:
-            if self._closed:
-                raise Unavailable("the service is stopping")
-            waiting = sum(queued.left for queued in self._queue)
-            if waiting + len(request.rows) > self._max_queue_rows:
-                raise QueueFull(
-                    f"{waiting} rows are waiting and {len(request.rows)} more would exceed the queue's "
-                    f"{self._max_queue_rows} (GLOW_MAX_QUEUE_ROWS)"
-                )
-            self._queue.append(request)
-            self._changed.notify()
+    def _admit(self, request: _Request, patience_s: float) -> None:
+        num_rows, limit = len(request.rows), self._max_queue_rows
+        if self._closed:
+            raise Unavailable("the service is stopping")
+        if num_rows > limit:
+            raise TooLarge(f"{num_rows} rows are more than the queue may hold, {limit} (GLOW_MAX_QUEUE_ROWS)")
+        if num_rows <= self._room(request.key).brief:
+            self._small_at = request.submitted
+        waiting = sum(self._queue.waiting.values())
+        if not waiting:
+            return
+        excess = waiting + num_rows - limit
+        drain_s = self._drain_s()
+        if excess > 0:
+            raise QueueFull(
+                f"{waiting} rows are waiting and {num_rows} more would exceed the queue's {limit} "
+                "(GLOW_MAX_QUEUE_ROWS)",
+                retry_after_s=drain_s * min(1, excess / waiting),
+            )
+        if drain_s > patience_s:
+            raise QueueFull(
+                f"{waiting} rows are waiting, about {drain_s:.1f} s of work, and the deadline is in {patience_s:.1f} s",
+                retry_after_s=drain_s - patience_s,
+            )
 
-    def _take(self) -> list[tuple[_Request[Key], Array]]:
-        """Wait for work; take rows of the oldest request and of those behind it that can share its call.
+    def _drain_s(self) -> float:
+        """Seconds that what waits will take, at the pace of the last calls."""
+        return sum(
+            num_rows * self._paces[key].seconds_per_row
+            for key, num_rows in self._queue.waiting.items()
+            if key in self._paces
+        )
 
-        Empty when the batcher is closed and nothing waits.
-        """
-        with self._changed:
-            while not self._queue:
-                if self._closed:
-                    return []
-                self._changed.wait()
-            key = self._queue[0].key
-            room = self._max_batch_rows(key)
-            batch: list[tuple[_Request[Key], Array]] = []
-            passed: list[_Request[Key]] = []
-            unfinished: list[_Request[Key]] = []
-            while self._queue and room:
-                request = self._queue.popleft()
-                if request.key != key:
-                    passed.append(request)
-                    continue
-                rows = request.rows[request.taken : request.taken + room]
-                request.taken += len(rows)
-                room -= len(rows)
-                batch.append((request, rows))
-                if request.left:
-                    unfinished.append(request)
-            self._queue.extendleft(reversed(passed))
-            self._queue.extend(unfinished)
-            return batch
-
-    def _loop(self) -> None:
+    def _work(self, prepared: asyncio.Future[None]) -> None:
+        """Prepare, then answer until closed: the engine's thread."""
         try:
             self._prepare()
         except BaseException as error:
-            self._prepared.set_exception(error)
+            self._tell(_fail, prepared, error)
             return
-        self._prepared.set_result(None)
-        while batch := self._take():
-            try:
-                rows = batch[0][1] if len(batch) == 1 else np.concatenate([rows for _, rows in batch])
-                outputs = self._run(batch[0][0].key, rows)
-                wrong = [len(output) for output in outputs if len(output) != len(rows)]
-                if wrong:
-                    raise RuntimeError(f"the engine answered {wrong[0]} rows for {len(rows)}")
-            except Exception as error:
-                logger.exception("a batch of %d requests failed", len(batch))
-                self._fail([request for request, _ in batch], error)
+        self._tell(prepared.set_result, None)
+        parts: list[Part[_Request]] | None = []
+        try:
+            while (parts := self._next_parts()) is not None:
+                if parts:
+                    self._answer(parts)
+                else:
+                    self._wake.get()
+        except BaseException:  # a defect of ours; better to refuse than to let callers wait for a thread that is gone
+            logger.critical("the engine's thread has ended", exc_info=True)
+        with self._lock:
+            self._closed = True
+            abandoned = [*self._queue.clear(), *(part.job for part in parts or [])]
+        self._tell(self._end, abandoned)
+
+    def _next_parts(self) -> list[Part[_Request]] | None:
+        """Rows for the next call; none where nothing waits, None at the end."""
+        with self._lock:
+            parts = self._queue.take(brief=time.perf_counter() - self._small_at < SMALL_LAST_S)
+            self._idle = not parts
+            return None if self._closed and not parts else parts
+
+    def _answer(self, parts: list[Part[_Request]]) -> None:
+        """Run rows and tell their callers; once more in halves where that fails, down to the one that makes it fail."""
+        started = time.perf_counter()
+        error = self._try(parts)
+        seconds = time.perf_counter() - started
+        if error is not None and len(parts) > 1:
+            logger.warning("a call for %d requests failed; trying each half", len(parts))
+            self._answer(parts[: len(parts) // 2])
+            self._answer(parts[len(parts) // 2 :])
+            return
+        key = parts[0].job.key
+        num_rows = sum(part.stop - part.start for part in parts)
+        finished: list[_Request] = []
+        with self._lock:
+            if error is None:
+                self._paces.setdefault(key, _Pace()).add(num_rows, seconds)
+            for job, start, _ in parts:
+                if start == 0:
+                    job.started = started
+                if error is not None:
+                    self._queue.drop(job)
+                    job.error = error
+                if error is not None or job.answered == len(job.rows):
+                    job.finished = started + seconds
+                    finished.append(job)
+            waiting = sum(self._queue.waiting.values())
+        self._tell(self._deliver, finished, Pass(key, len(parts), num_rows, seconds, waiting))
+
+    def _try(self, parts: list[Part[_Request]]) -> Exception | None:
+        """Run rows and hand each job its outputs; returns what went wrong."""
+        try:
+            rows = parts[0].rows if len(parts) == 1 else np.concatenate([part.rows for part in parts])
+            outputs = self._run(parts[0].job.key, rows)
+            wrong = [len(output) for output in outputs if len(output) != len(rows)]
+            if wrong:
+                raise RuntimeError(f"the engine answered {wrong[0]} rows for {len(rows)}")
+        except Exception as error:
+            if len(parts) == 1:
+                logger.exception("a call for one request failed")
+            return error.with_traceback(None)  # which would keep what the call had allocated
+        begin = 0
+        for job, start, stop in parts:
+            end = begin + stop - start
+            job.answer(tuple(output[begin:end] for output in outputs))
+            begin = end
+        return None
+
+    def _tell(self, callback: Callable[..., object], *args: object) -> None:
+        """Call back on the event loop, if there still is one."""
+        try:
+            self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:
+            logger.warning("the event loop has ended before the engine")
+
+    def _deliver(self, finished: list[_Request], done: Pass[Key]) -> None:
+        for request in finished:
+            future = request.future
+            if future.done():
                 continue
-            start = 0
-            for request, rows in batch:
-                end = start + len(rows)
-                request.parts.append(tuple(output[start:end] for output in outputs))
-                start = end
-                if not request.left and request.future.set_running_or_notify_cancel():
-                    request.future.set_result(_join(request.parts))
+            if request.error is None:
+                future.set_result(request.outputs)
+            else:
+                future.set_exception(request.error)
+        self._observe(done)
 
-    def _fail(self, requests: list[_Request[Key]], error: Exception) -> None:
-        with self._changed:
-            self._queue = deque(request for request in self._queue if request not in requests)
-        for request in requests:
-            if request.future.set_running_or_notify_cancel():
-                request.future.set_exception(error)
+    def _end(self, abandoned: list[_Request]) -> None:
+        for request in abandoned:
+            _fail(request.future, Unavailable("the engine has stopped"))
+        if not self._ended.done():
+            self._ended.set_result(None)
 
 
-def _join(parts: list[Arrays]) -> Arrays:
-    return parts[0] if len(parts) == 1 else tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
+def _fail(future: asyncio.Future[None] | asyncio.Future[Arrays], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -16,6 +16,7 @@ from service.artifact import OPERATIONS, ArtifactError, Manifest, Operation, ope
 from service.errors import OutOfMemory
 from service.machine import available_cpus, is_out_of_memory
 from service.plans import Schedule, schedules_of, warm_up
+from service.row_queue import Room
 from service.runner import CPU_FORMS, CUDA_FORMS, Form, Plan, Runner
 from service.settings import Settings
 
@@ -98,13 +99,13 @@ class Engine:
                 passes |= {(operation, bucket.rows, bucket.plan) for bucket in schedule.buckets}
             runner.keep(passes)
 
-    def max_rows(self, call: Call) -> int:
+    def room(self, call: Call) -> Room:
         """Rows that one call of ``run`` should have at most, so that others do not wait for longer than they must."""
-        largest = self._schedules[call.model, call.operation].largest
+        schedule = self._schedules[call.model, call.operation]
         if not call.reproducible:
-            return largest
+            return Room(schedule.largest, schedule.brief)
         canonical = self._canonical[call.model].rows
-        return max(1, largest // canonical) * canonical
+        return Room(*(max(1, rows // canonical) * canonical for rows in (schedule.largest, schedule.brief)))
 
     def run(self, call: Call, rows: Array) -> tuple[Array, ...]:
         """One operation over any number of rows: log_prob -> (log_prob,), encode -> (z, log_prob), decode -> (x,).

@@ -16,6 +16,7 @@ Every error answer is ``{"error": text, "code": snake_case, "request_id": id}``.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 
@@ -25,6 +26,11 @@ class ServiceError(Exception):
     status: ClassVar[int]
     code: ClassVar[str]
     retry_after_s: int | None = None
+
+    def __init__(self, text: str, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        if retry_after_s is not None:
+            self.retry_after_s = max(1, math.ceil(retry_after_s))  # the header has whole seconds
 
 
 class BadRequest(ServiceError):
@@ -70,7 +76,7 @@ class Unprocessable(ServiceError):
 
 
 class QueueFull(ServiceError):
-    """More rows wait than the queue may hold."""
+    """More rows wait than the queue may hold, or than can be answered before the deadline."""
 
     status = 429
     code = "queue_full"

@@ -3,58 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from service import noise, scores
 from service.artifact import Manifest, Operation
-from service.batcher import Arrays, Batcher
+from service.batcher import Batcher, Pass
 from service.engine import Call, Engine
 from service.errors import ModelNotFound, TooLarge, Unprocessable
+from service.metrics import Metrics
+from service.row_queue import Array, Arrays
 from service.settings import Settings
 
-Array = npt.NDArray[Any]
 
+@dataclass(slots=True)
+class Budget:
+    """What a request may cost, and what it has cost; seconds, the deadline one of ``time.perf_counter``."""
 
-@dataclass(frozen=True)
-class Scored:
-    """Answers to a scoring request, one entry a row; the last four only from a calibrated artifact."""
-
-    log_likelihood: Array
-    bits_per_dim: Array
-    score: Array | None = None
-    p_value: Array | None = None
-    is_anomaly: Array | None = None
-    alpha: float | None = None
+    deadline: float = math.inf
+    num_rows: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
 
 
 class Flows:
-    """Served models, their engine and its batcher; exists once the engine is warm."""
+    """Served models, their engine and its batcher; ``start`` warms them up."""
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
+    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
         self.settings = settings
+        self.default = engine.default  # the model that answers when none is named
+        self.manifests = engine.manifests  # by name
         self._engine = engine
+        self._metrics = metrics
         self._batcher: Batcher[Call] = Batcher(
-            engine.run, engine.max_rows, settings.max_queue_rows, prepare=engine.warm_up
+            self._compute, engine.room, settings.max_queue_rows, prepare=engine.warm_up, observe=self._observe
         )
-        self._batcher.start()
 
-    def close(self) -> None:
+    async def start(self) -> None:
+        """Warm the models up. Raises ArtifactError for one that does not answer rightly here."""
+        await self._batcher.start()
+
+    async def close(self) -> None:
         """Finish queued work and stop the engine's thread."""
-        self._batcher.close()
-
-    @property
-    def default(self) -> str:
-        """Name of the model that answers when none is named."""
-        return self._engine.default
-
-    @property
-    def manifests(self) -> dict[str, Manifest]:
-        """Served models by name."""
-        return self._engine.manifests
+        await self._batcher.close()
 
     def manifest(self, name: str | None) -> Manifest:
         """Find a model, the default one for None. Raises ModelNotFound."""
@@ -64,52 +59,83 @@ class Flows:
             raise ModelNotFound(f"no model of that name; served are {', '.join(self.manifests)}") from None
 
     async def score(
-        self, manifest: Manifest, x: Array, alpha: float | None, reproducible: bool, num_noise: int, noise_seed: int
-    ) -> Scored:
-        """Log-likelihoods, and p-values where the artifact is calibrated.
+        self,
+        budget: Budget,
+        manifest: Manifest,
+        x: Array,
+        alpha: float | None = None,
+        reproducible: bool = False,
+        num_noise: int = 0,
+        noise_seed: int = 0,
+    ) -> dict[str, Any]:
+        """``log_likelihood``, ``bits_per_dim`` and, calibrated, ``score``, ``p_value``, ``is_anomaly`` and ``alpha``.
 
         With ``num_noise`` = K > 0 the log-likelihood is log mean_k p(x + u_k) under uniform noise; score and p-value
         keep to the deterministic log p(x), which is what the calibration rows were scored with.
         """
         alpha = self._alpha(manifest, alpha)
         self.check_rows(len(x) * (1 + num_noise), "rows, dequantization samples counted,")
-        (log_likelihood,) = await self._run(manifest, "log_prob", x, reproducible)
-        score = scores.negative_log_likelihood(log_likelihood)
+        log_likelihood, bits, *calibrated = await self._run(budget, manifest, "log_prob", x, reproducible)
         if num_noise:
             noisy = await asyncio.to_thread(_dequantize, x, manifest, num_noise, noise_seed)
-            (noisy_log_likelihood,) = await self._run(manifest, "log_prob", noisy, reproducible)
+            noisy_log_likelihood = await self.log_likelihood(budget, manifest, noisy, reproducible)
             log_likelihood = scores.log_mean_exp(noisy_log_likelihood.reshape(len(x), num_noise))
-        bits = scores.bits_per_dim(log_likelihood, manifest.num_dims)
-        if manifest.calibration is None:
-            return Scored(log_likelihood, bits)
-        p_value = scores.p_values(score, manifest.calibration.array)
-        return Scored(log_likelihood, bits, score, p_value, p_value <= alpha, alpha)
+            bits = scores.bits_per_dim(log_likelihood, manifest.num_dims)
+        values = {"log_likelihood": log_likelihood, "bits_per_dim": bits}
+        if not calibrated:
+            return values
+        score, p_value = calibrated
+        return {**values, "score": score, "p_value": p_value, "is_anomaly": p_value <= alpha, "alpha": alpha}
 
-    async def encode(self, manifest: Manifest, x: Array, reproducible: bool) -> tuple[Array, Array]:
+    async def encode(
+        self, budget: Budget, manifest: Manifest, x: Array, reproducible: bool = False
+    ) -> tuple[Array, Array]:
         """Latent codes (B, D) and log-likelihoods."""
         self.check_rows(len(x), "rows")
-        latents, log_likelihood = await self._run(manifest, "encode", x, reproducible)
+        latents, log_likelihood = await self._run(budget, manifest, "encode", x, reproducible)
         return latents, log_likelihood
 
-    async def decode(self, manifest: Manifest, latents: Array, reproducible: bool) -> Array:
+    async def decode(self, budget: Budget, manifest: Manifest, latents: Array, reproducible: bool = False) -> Array:
         """Inputs (B, *shape) of latent codes (B, D)."""
         self.check_rows(len(latents), "rows")
-        (outputs,) = await self._run(manifest, "decode", latents, reproducible)
+        (outputs,) = await self._run(budget, manifest, "decode", latents, reproducible)
         return outputs
 
-    async def sample(self, manifest: Manifest, num: int, temperature: float, seed: int) -> Array:
+    async def sample(self, budget: Budget, manifest: Manifest, num: int, temperature: float, seed: int) -> Array:
         """Draw samples decode(temperature * eps), eps ~ N(0, I), bit for bit the same for the same seed."""
         self.check_rows(num, "samples")
         eps = await asyncio.to_thread(noise.latent_noise, seed, num, manifest.num_dims)
-        return await self.decode(manifest, eps * np.float32(temperature), reproducible=True)
+        return await self.decode(budget, manifest, eps * np.float32(temperature), reproducible=True)
 
-    async def log_likelihood(self, manifest: Manifest, x: Array, reproducible: bool) -> Array:
+    async def log_likelihood(self, budget: Budget, manifest: Manifest, x: Array, reproducible: bool = False) -> Array:
         """Deterministic log p(x) alone."""
-        (log_likelihood,) = await self._run(manifest, "log_prob", x, reproducible)
+        log_likelihood, *_ = await self._run(budget, manifest, "log_prob", x, reproducible)
         return log_likelihood
 
-    async def _run(self, manifest: Manifest, operation: Operation, rows: Array, reproducible: bool) -> Arrays:
-        return await self._batcher.submit(Call(manifest.name, operation, reproducible), rows)
+    async def _run(
+        self, budget: Budget, manifest: Manifest, operation: Operation, rows: Array, reproducible: bool
+    ) -> Arrays:
+        call = Call(manifest.name, operation, reproducible)
+        answer = await self._batcher.submit(call, rows, budget.deadline - time.perf_counter())
+        budget.queue_s += answer.queue_s
+        budget.compute_s += answer.compute_s
+        return answer.outputs
+
+    def _compute(self, call: Call, rows: Array) -> Arrays:
+        """Run the engine; where it scores, answer for all requests of the pass at once what follows from its scores."""
+        outputs = self._engine.run(call, rows)
+        if call.operation != "log_prob":
+            return outputs
+        manifest = self.manifests[call.model]
+        (log_likelihood,) = outputs
+        bits = scores.bits_per_dim(log_likelihood, manifest.num_dims)
+        if manifest.calibration is None:
+            return log_likelihood, bits
+        score = scores.negative_log_likelihood(log_likelihood)
+        return log_likelihood, bits, score, scores.p_values(score, manifest.calibration.array)
+
+    def _observe(self, done: Pass[Call]) -> None:
+        self._metrics.computed(done.key.model, done.key.operation, done)
 
     def check_rows(self, num: int, what: str) -> None:
         """Raise TooLarge where a request has more rows than one may."""

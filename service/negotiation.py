@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from service.codecs import image, json_body, npy
 from service.errors import NotAcceptable
 from service.options import Format
@@ -9,6 +11,7 @@ from service.options import Format
 MEDIA_TYPES: dict[Format, str] = {"json": json_body.MEDIA_TYPE, "npy": npy.MEDIA_TYPE, "png": image.MEDIA_TYPES[0]}
 
 
+@lru_cache(1024)  # callers repeat themselves
 def choose_format(accept: str, wanted: Format | None, offered: tuple[Format, ...]) -> Format:
     """Pick the format rated highest, the first offered of equals; JSON where nothing is asked for.
 

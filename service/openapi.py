@@ -286,6 +286,7 @@ EXAMPLE = _route(
 )
 LIVEZ = _route(_STATUS, [], [])
 READYZ = _route(_STATUS, _READY, [])
+METRICS = _route({"text/plain": {"schema": {"type": "string"}, "example": "glow_queue_rows 0.0"}}, [], [])
 
 
 def document(app: FastAPI, manifests: dict[str, Manifest]) -> dict[str, Any]:
@@ -303,6 +304,9 @@ def document(app: FastAPI, manifests: dict[str, Manifest]) -> dict[str, Any]:
             for parameter in operation.get("parameters", []):
                 if parameter["in"] == "path":
                     parameter["examples"] = {name: {"value": name} for name in manifests}
+            content = operation["responses"]["200"]["content"]
+            if not content[json_body.MEDIA_TYPE].get("schema"):
+                del content[json_body.MEDIA_TYPE]  # which FastAPI promises everywhere
             # FastAPI promises its own validation error for every path parameter; a plain string never fails it.
             if "example" not in operation["responses"].get("422", {}).get("content", {}).get(json_body.MEDIA_TYPE, {}):
                 operation["responses"].pop("422", None)

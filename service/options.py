@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
+from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -82,24 +83,34 @@ _NESTED = "dequantization_"
 AnyOptions = TypeVar("AnyOptions", bound=BaseModel)
 
 
-def read_options(
-    kind: type[AnyOptions], query: Sequence[tuple[str, str]], body: dict[str, Any] | None = None
-) -> AnyOptions:
+def read_options(kind: type[AnyOptions], query: bytes, body: dict[str, Any] | None = None) -> AnyOptions:
     """Validate options; those of the body are JSON and mean what they say, those of the query are text to be read.
 
     ``dequantization_samples`` and ``dequantization_seed`` are the query's spelling of the nested option. An option
     given twice is refused. Raises Unprocessable naming the option.
     """
-    names = [*(name for name, _ in query), *(body or {})]
+    from_query: AnyOptions = _read_query(kind, query)
+    if not body:
+        return from_query
+    from_body = _validate(kind, body, strict=True)
+    for name in from_body.model_fields_set & from_query.model_fields_set:
+        raise Unprocessable(f"{name} is given more than once")
+    values = {name: getattr(from_body, name) for name in from_body.model_fields_set}
+    return from_query.model_copy(update=values)
+
+
+@lru_cache(1024)  # callers repeat themselves, and options do not change
+def _read_query(kind: type[AnyOptions], query: bytes) -> AnyOptions:
+    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+    names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
             raise Unprocessable(f"{name[:100]} is given more than once")
-    plain: dict[str, Any] = {name: value for name, value in query if not name.startswith(_NESTED)}
-    nested = {name.removeprefix(_NESTED): value for name, value in query if name.startswith(_NESTED)}
+    plain: dict[str, Any] = {name: value for name, value in pairs if not name.startswith(_NESTED)}
+    nested = {name.removeprefix(_NESTED): value for name, value in pairs if name.startswith(_NESTED)}
     if nested:
         plain.setdefault(_NESTED[:-1], nested)
-    from_query, from_body = _validate(kind, plain, strict=False), _validate(kind, body or {}, strict=True)
-    return from_query.model_copy(update={name: getattr(from_body, name) for name in from_body.model_fields_set})
+    return _validate(kind, plain, strict=False)
 
 
 def _validate(kind: type[AnyOptions], values: dict[str, Any], strict: bool) -> AnyOptions:

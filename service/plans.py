@@ -31,6 +31,8 @@ HOPELESS = {1: 3.0, 2: 1.5, 4: 1.2}  # times as slow as the best at so many rows
 ALIKE = 1.03  # times as slow as the best: the first of such plans is taken, so that few forms are kept
 WORTH_DOUBLING = 1.02  # rows/s that a bucket must gain over all smaller ones
 SHARES = (0.5, 0.75, 1.0)  # of the time, by the end of each operation: the first tries all plans
+BRIEF_S = 0.002  # what a small request may wait for a pass of large ones without noticing
+PACE = 0.8  # of the best rows/s: less is no use to large requests
 MEMORY_SHARE = 0.5  # of what is available: the most that a pass may take
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,13 @@ class Schedule(BaseModel):
     @property
     def largest(self) -> int:
         return self.buckets[-1].rows
+
+    @cached_property
+    def brief(self) -> int:
+        """Rows of the largest bucket that is over soon; at least those of the smallest one that runs at a good pace."""
+        speeds = [bucket.rows / bucket.seconds for bucket in self.buckets]
+        good = next(bucket for bucket, speed in zip(self.buckets, speeds, strict=True) if speed >= PACE * max(speeds))
+        return max([good.rows, *(bucket.rows for bucket in self.buckets if bucket.seconds <= BRIEF_S)])
 
     @cached_property
     def _first_bucket(self) -> npt.NDArray[np.int64]:

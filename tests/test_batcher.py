@@ -2,14 +2,16 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 import pytest
+import pytest_asyncio
 
-from service.batcher import Array, Arrays, Batcher
+from service.batcher import Batcher
 from service.errors import QueueFull, Unavailable
+from service.row_queue import Array, Arrays, Room
 
 
 class Engine:
@@ -38,13 +40,21 @@ def engine() -> Engine:
     return Engine()
 
 
-@pytest.fixture
-def batcher(engine: Engine) -> Iterator[Batcher[str]]:
-    batcher = Batcher(engine.run, lambda key: 8, max_queue_rows=40)
-    batcher.start()
+@pytest_asyncio.fixture
+async def batcher(engine: Engine) -> AsyncIterator[Batcher[str]]:
+    batcher = Batcher(engine.run, room, max_queue_rows=40)
+    await batcher.start()
     yield batcher
     engine.free.set()
-    batcher.close()
+    await batcher.close()
+
+
+def room(key: str) -> Room:
+    return Room(most=8, brief=4)
+
+
+async def submit(batcher: Batcher[str], key: str, x: Array) -> Arrays:
+    return (await batcher.submit(key, x)).outputs
 
 
 def rows(first: int, num: int) -> Array:
@@ -55,7 +65,7 @@ async def hold(engine: Engine, batcher: Batcher[str]) -> "asyncio.Task[Any]":
     """Occupy the engine with one row, so that what comes next has to queue."""
     engine.free.clear()
     engine.entered.clear()
-    task = asyncio.create_task(batcher.submit("held", rows(0, 1)))
+    task = asyncio.create_task(submit(batcher, "held", rows(0, 1)))
     await asyncio.to_thread(engine.entered.wait, 10)
     return task
 
@@ -64,7 +74,7 @@ async def test_requests_waiting_together_share_a_batch_and_get_their_own_rows(
     engine: Engine, batcher: Batcher[str]
 ) -> None:
     held = await hold(engine, batcher)
-    tasks = [asyncio.create_task(batcher.submit("a", rows(10 * i, 2))) for i in range(3)]
+    tasks = [asyncio.create_task(submit(batcher, "a", rows(10 * i, 2))) for i in range(3)]
     await asyncio.sleep(0)
     engine.free.set()
     for i, (doubled, total) in enumerate(await asyncio.gather(*tasks)):
@@ -77,7 +87,7 @@ async def test_requests_waiting_together_share_a_batch_and_get_their_own_rows(
 async def test_a_request_larger_than_a_batch_is_split_and_joined_in_order(
     engine: Engine, batcher: Batcher[str]
 ) -> None:
-    doubled, total = await batcher.submit("a", rows(0, 20))
+    doubled, total = await submit(batcher, "a", rows(0, 20))
     assert np.array_equal(doubled, 2 * rows(0, 20))
     assert len(total) == 20
     assert max(size for _, size in engine.batches) <= 8
@@ -87,13 +97,13 @@ async def test_a_single_row_does_not_wait_for_the_whole_of_a_large_request(
     engine: Engine, batcher: Batcher[str]
 ) -> None:
     held = await hold(engine, batcher)
-    large = asyncio.create_task(batcher.submit("a", rows(0, 36)))
+    large = asyncio.create_task(submit(batcher, "a", rows(0, 36)))
     await asyncio.sleep(0)
-    small = asyncio.create_task(batcher.submit("a", rows(500, 1)))
+    small = asyncio.create_task(submit(batcher, "a", rows(500, 1)))
     await asyncio.sleep(0)
     engine.free.set()
     assert np.array_equal((await small)[0], 2 * rows(500, 1))
-    assert 500 in engine.seen[2]  # behind the held row and one batch of the large request
+    assert 500 in engine.seen[1]  # the first after the held row, although it came last
     assert np.array_equal((await large)[0], 2 * rows(0, 36))
     await held
 
@@ -102,20 +112,20 @@ async def test_a_full_queue_has_room_again_when_its_rows_are_answered_or_cancell
     engine: Engine, batcher: Batcher[str]
 ) -> None:
     held = await hold(engine, batcher)
-    cancelled = asyncio.create_task(batcher.submit("a", rows(0, 40)))
+    cancelled = asyncio.create_task(submit(batcher, "a", rows(0, 40)))
     await asyncio.sleep(0)
     cancelled.cancel()
     await asyncio.gather(cancelled, return_exceptions=True)
-    waiting = asyncio.create_task(batcher.submit("a", rows(0, 40)))
+    waiting = asyncio.create_task(submit(batcher, "a", rows(0, 40)))
     await asyncio.sleep(0)
     engine.free.set()
     await asyncio.gather(held, waiting)
-    assert len((await batcher.submit("a", rows(0, 40)))[0]) == 40
+    assert len((await submit(batcher, "a", rows(0, 40)))[0]) == 40
 
 
 async def test_requests_with_different_keys_never_share_a_batch(engine: Engine, batcher: Batcher[str]) -> None:
     held = await hold(engine, batcher)
-    tasks = [asyncio.create_task(batcher.submit(key, rows(0, 1))) for key in "abab"]
+    tasks = [asyncio.create_task(submit(batcher, key, rows(0, 1))) for key in "abab"]
     await asyncio.sleep(0)
     engine.free.set()
     await asyncio.gather(held, *tasks)
@@ -126,45 +136,45 @@ async def test_a_failing_batch_fails_each_of_its_requests_and_the_next_one_works
     engine: Engine, batcher: Batcher[str]
 ) -> None:
     held = await hold(engine, batcher)
-    tasks = [asyncio.create_task(batcher.submit("a", rows(0, 1))) for _ in range(3)]
+    tasks = [asyncio.create_task(submit(batcher, "a", rows(0, 1))) for _ in range(3)]
     await asyncio.sleep(0)
     engine.error = RuntimeError("broken")
     engine.free.set()
     results = await asyncio.gather(held, *tasks, return_exceptions=True)
     assert [str(result) for result in results] == ["broken"] * 4
     engine.error = None
-    assert len(await batcher.submit("a", rows(0, 1))) == 2
+    assert len(await submit(batcher, "a", rows(0, 1))) == 2
 
 
 async def test_an_engine_that_answers_another_number_of_rows_is_an_error(batcher: Batcher[str]) -> None:
     batcher._run = lambda key, rows: (rows[:-1],)
     with pytest.raises(RuntimeError, match="answered 1 rows for 2"):
-        await batcher.submit("a", rows(0, 2))
+        await submit(batcher, "a", rows(0, 2))
 
 
-def test_what_preparing_raises_ends_the_start() -> None:
+async def test_what_preparing_raises_ends_the_start() -> None:
     def fail() -> None:
         raise ValueError("not today")
 
-    batcher = Batcher(Engine().run, lambda key: 8, max_queue_rows=40, prepare=fail)
+    batcher = Batcher(Engine().run, room, max_queue_rows=40, prepare=fail)
     with pytest.raises(ValueError, match="not today"):
-        batcher.start()
+        await batcher.start()
 
 
-def test_the_thread_that_prepares_is_the_one_that_runs() -> None:
+async def test_the_thread_that_prepares_is_the_one_that_runs() -> None:
     prepared: list[str] = []
     batcher = Batcher(
-        Engine().run, lambda key: 8, max_queue_rows=40, prepare=lambda: prepared.append(threading.current_thread().name)
+        Engine().run, room, max_queue_rows=40, prepare=lambda: prepared.append(threading.current_thread().name)
     )
-    batcher.start()
-    batcher.close()
+    await batcher.start()
+    await batcher.close()
     assert prepared == ["engine"]
 
 
 async def test_a_cancelled_request_costs_no_forward_pass(engine: Engine, batcher: Batcher[str]) -> None:
     held = await hold(engine, batcher)
-    cancelled = asyncio.create_task(batcher.submit("cancelled", rows(0, 3)))
-    kept = asyncio.create_task(batcher.submit("kept", rows(0, 1)))
+    cancelled = asyncio.create_task(submit(batcher, "cancelled", rows(0, 3)))
+    kept = asyncio.create_task(submit(batcher, "kept", rows(0, 1)))
     await asyncio.sleep(0)
     cancelled.cancel()
     await asyncio.gather(cancelled, return_exceptions=True)
@@ -175,10 +185,10 @@ async def test_a_cancelled_request_costs_no_forward_pass(engine: Engine, batcher
 
 async def test_a_full_queue_refuses_at_once_and_names_its_limit(engine: Engine, batcher: Batcher[str]) -> None:
     held = await hold(engine, batcher)
-    waiting = asyncio.create_task(batcher.submit("a", rows(0, 40)))
+    waiting = asyncio.create_task(submit(batcher, "a", rows(0, 40)))
     await asyncio.sleep(0)
     with pytest.raises(QueueFull, match=r"40 rows are waiting and 1 more .*GLOW_MAX_QUEUE_ROWS"):
-        await batcher.submit("a", rows(0, 1))
+        await submit(batcher, "a", rows(0, 1))
     engine.free.set()
     await asyncio.gather(held, waiting)
 
@@ -187,12 +197,12 @@ async def test_closing_answers_what_is_queued_and_refuses_what_comes_after(
     engine: Engine, batcher: Batcher[str]
 ) -> None:
     held = await hold(engine, batcher)
-    waiting = asyncio.create_task(batcher.submit("a", rows(0, 9)))
+    waiting = asyncio.create_task(submit(batcher, "a", rows(0, 9)))
     await asyncio.sleep(0)
-    closing = asyncio.create_task(asyncio.to_thread(batcher.close))
+    closing = asyncio.create_task(batcher.close())
     await asyncio.sleep(0.05)
     with pytest.raises(Unavailable):
-        await batcher.submit("a", rows(0, 1))
+        await submit(batcher, "a", rows(0, 1))
     engine.free.set()
     await asyncio.gather(held, waiting, closing)
 
@@ -201,6 +211,6 @@ async def test_batches_of_any_mixture_answer_as_single_requests_do(engine: Engin
     random = np.random.default_rng(0)
     for _ in range(20):
         sizes = random.integers(1, 12, 3)
-        results = await asyncio.gather(*(batcher.submit("a", rows(i, int(size))) for i, size in enumerate(sizes)))
+        results = await asyncio.gather(*(submit(batcher, "a", rows(i, int(size))) for i, size in enumerate(sizes)))
         for i, size in enumerate(sizes):
             assert np.array_equal(results[i][0], 2 * rows(i, int(size)))

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from service.artifact import ArtifactError, Operation, golden_rows, within_tolerance
 from service.engine import CANONICAL_ROWS, Call, Engine
 from service.errors import OutOfMemory
-from service.flows import Flows
+from service.flows import Budget, Flows
 from service.runner import Plan, Runner
 from service.settings import Settings
 
@@ -97,13 +97,13 @@ def test_a_failed_allocation_halves_the_passes_and_tries_again(
 ) -> None:
     call = Call("tiny-table", "log_prob")
     rows = golden_rows(cramped.manifests["tiny-table"], "log_prob", 100)
-    expected, largest = cramped.run(call, rows)[0], cramped.max_rows(call)
+    expected, largest = cramped.run(call, rows)[0], cramped.room(call).most
     assert largest > 1
     monkeypatch.setattr(Cramped, "room", largest // 2)
     with caplog.at_level(logging.ERROR):
         assert within_tolerance(cramped.run(call, rows)[0], expected)
     assert "out of memory" in caplog.text
-    assert cramped.max_rows(call) == largest // 2
+    assert cramped.room(call).most == largest // 2
 
 
 def test_the_plan_of_reproducible_answers_is_kept_warm(engine: Engine) -> None:
@@ -116,12 +116,12 @@ def test_reproducible_passes_that_do_not_fit_leave_the_others_as_they_are(
 ) -> None:
     call = Call("tiny-table", "log_prob", reproducible=True)
     rows = golden_rows(cramped.manifests["tiny-table"], "log_prob", 3)
-    largest = cramped.max_rows(Call("tiny-table", "log_prob"))
+    largest = cramped.room(Call("tiny-table", "log_prob")).most
     monkeypatch.setattr(Cramped, "room", 128)
     with pytest.raises(OutOfMemory):
         cramped.run(call, rows)
-    assert cramped.max_rows(Call("tiny-table", "log_prob")) == largest
-    assert cramped.max_rows(call) % CANONICAL_ROWS["vector"] == 0
+    assert cramped.room(Call("tiny-table", "log_prob")).most == largest
+    assert cramped.room(call).most % CANONICAL_ROWS["vector"] == 0
 
 
 async def test_requests_that_share_passes_get_their_own_rows(app: FastAPI, engine: Engine) -> None:
@@ -133,7 +133,10 @@ async def test_requests_that_share_passes_get_their_own_rows(app: FastAPI, engin
     chosen = [random.permutation(64)[: random.integers(1, 40)] for _ in range(40)]
     same_bits = [bool(random.integers(2)) for _ in chosen]
     answers = await asyncio.gather(
-        *(flows.log_likelihood(manifest, x[rows], alike) for rows, alike in zip(chosen, same_bits, strict=True))
+        *(
+            flows.log_likelihood(Budget(), manifest, x[rows], alike)
+            for rows, alike in zip(chosen, same_bits, strict=True)
+        )
     )
     for rows, alike, values in zip(chosen, same_bits, answers, strict=True):
         assert within_tolerance(values, expected[rows])

@@ -1,0 +1,151 @@
+"""One HTTP request that runs a model: its headers and body, and when nobody waits for it any more."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import TracebackType
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
+
+from service.codecs import json_body
+from service.errors import BadRequest, DeadlineExceeded, ServiceError, TooLarge, Unavailable, UnsupportedMediaType
+from service.flows import Budget, Flows
+from service.settings import Settings
+
+TIMEOUT_HEADER = "x-request-timeout-ms"
+WATCHFUL_AFTER_S = 0.1  # most requests are over by then, and cost no task that watches for their callers to leave
+
+Body = bytes | bytearray
+
+
+class ClientLeft(ServiceError):
+    """The caller has hung up; nobody reads this answer."""
+
+    status = 499  # not of the standard, but what logs and metrics call it
+    code = "client_left"
+
+
+class Call(Request):
+    """A request; inside of ``with call``, work is ended when the deadline passes or the caller hangs up.
+
+    Raises BadRequest for a deadline that is none.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        super().__init__(scope, receive)
+        self.settings: Settings = scope["app"].state.settings
+        self._header_names = {name for name, _ in scope["headers"]}
+        self.timeout_s = self._read_timeout_s()
+        self.budget = Budget(deadline=time.perf_counter() + self.timeout_s)
+        self.model = ""
+        self.read_at = 0.0  # time.perf_counter() when its rows had been read
+        self._has_body = False
+        self._task: asyncio.Task[object] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._ending: ServiceError | None = None
+
+    @property
+    def flows(self) -> Flows:
+        """The served models."""
+        return flows_of(self)
+
+    @property
+    def query(self) -> bytes:
+        """The query string, as it came."""
+        query: bytes = self.scope["query_string"]
+        return query
+
+    def begin(self, model: str, num_rows: int) -> None:
+        """Note for the metrics what is asked for, now that it is known."""
+        self.model, self.budget.num_rows, self.read_at = model, num_rows, time.perf_counter()
+
+    def header(self, name: str) -> str:
+        """Values of a header, joined by commas; "" where there is none."""
+        return ",".join(self.headers.getlist(name)) if name.encode() in self._header_names else ""
+
+    @property
+    def media_type(self) -> str:
+        """Media type of the body; JSON where none is named."""
+        return (self.header("content-type") or json_body.MEDIA_TYPE).partition(";")[0].strip().lower()
+
+    def _read_timeout_s(self) -> float:
+        """Seconds that the caller waits, at most those that the service allows itself."""
+        text = self.header(TIMEOUT_HEADER)
+        if not text:
+            return self.settings.deadline_s
+        if not (text.isdecimal() and 0 < int(text[:12]) < 10**9):
+            raise BadRequest(f"{TIMEOUT_HEADER} must be a whole number of milliseconds, from 1")
+        return min(int(text) / 1000, self.settings.deadline_s)
+
+    async def read_body(self) -> Body:
+        """Read the body, never more of it than the limit, compressed or not. Raises TooLarge."""
+        limit = self.settings.max_body_bytes
+        announced = self.header("content-length")
+        if announced.isdecimal() and int(announced[:20]) > limit:
+            raise TooLarge(f"a body of {announced[:20]} bytes is over the limit of {limit} (GLOW_MAX_BODY_BYTES)")
+        if self.header("content-encoding").strip().lower() not in ("", "identity"):
+            raise UnsupportedMediaType("compressed bodies are not read; send the body without Content-Encoding")
+        whole, more = await self._receive_part()
+        if more:  # one array for all parts, and writable, so that rows can be views of it
+            parts = bytearray(whole)
+            while more:
+                part, more = await self._receive_part()
+                parts += part
+                if len(parts) > limit:
+                    break
+            whole = parts
+        if len(whole) > limit:
+            raise TooLarge(f"the body is over the limit of {limit} bytes (GLOW_MAX_BODY_BYTES)")
+        self._has_body = True
+        return whole
+
+    async def _receive_part(self) -> tuple[Body, bool]:
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        return message.get("body", b""), message.get("more_body", False)
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(min(WATCHFUL_AFTER_S, self.timeout_s), self._begin_watch)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._ending is not None and isinstance(error, asyncio.CancelledError):
+            assert self._task is not None
+            self._task.uncancel()
+            raise self._ending from None
+
+    def _begin_watch(self) -> None:
+        self._watcher = asyncio.ensure_future(self._watch())
+
+    async def _watch(self) -> None:
+        """Cancel the work when the deadline passes or the caller hangs up, whichever is first."""
+        try:
+            async with asyncio.timeout(max(0.0, self.budget.deadline - time.perf_counter())):
+                while not self._has_body:  # which is being received elsewhere
+                    await asyncio.sleep(WATCHFUL_AFTER_S)
+                while (await self.receive())["type"] != "http.disconnect":
+                    pass
+            self._ending = ClientLeft("the caller has hung up")
+        except TimeoutError:
+            self._ending = DeadlineExceeded(
+                f"no answer within {self.timeout_s:g} s ({TIMEOUT_HEADER}, at most GLOW_DEADLINE_S)"
+            )
+        assert self._task is not None
+        self._task.cancel()
+
+
+def flows_of(request: Request) -> Flows:
+    """The served models. Raises Unavailable before they are warm and after they have stopped."""
+    flows: Flows | None = request.app.state.flows
+    if flows is None:
+        raise Unavailable("the service is not ready")
+    return flows

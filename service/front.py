@@ -1,0 +1,104 @@
+"""The outermost layer: request ids, errors, metrics, and the routes that run models.
+
+It calls these routes itself: Starlette's and FastAPI's ways to them cost as much as all that they do for one row.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import secrets
+import time
+
+import orjson
+from fastapi import Request, Response
+from starlette._utils import get_route_path
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api import ENDPOINTS, Endpoint
+from service.call import Call
+from service.errors import ServiceError
+from service.metrics import Metrics
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+logger = logging.getLogger(__name__)
+
+
+class Front:
+    """Pure ASGI middleware before all of Starlette's; ``app`` answers what runs no model."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._prefix = secrets.token_hex(8)
+        self._numbers = itertools.count()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = self._request_id(scope)
+        endpoint = ENDPOINTS.get((scope["method"], get_route_path(scope)))
+        if endpoint is not None:
+            await self._run(endpoint, scope, receive, send, request_id)
+            return
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+    def _request_id(self, scope: Scope) -> str:
+        """The caller's own, if it is a plain one, else one of ours."""
+        wanted = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
+        if wanted is None or not _REQUEST_ID.fullmatch(wanted):
+            wanted = f"{self._prefix}{next(self._numbers):08x}".encode()
+        scope.setdefault("state", {})["request_id"] = request_id = wanted.decode()
+        return request_id
+
+    async def _run(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        """Answer a call, with what it asks for or with an error."""
+        arrived = time.perf_counter()
+        route, call, code = get_route_path(scope), None, ""
+        try:
+            call = Call(scope, receive)
+            with call:
+                response = await endpoint(call)
+        except Exception as error:
+            response, code = error_response(Request(scope), error)
+        response.raw_headers.append((b"x-request-id", request_id.encode()))
+        await response(scope, receive, send)
+        ended = time.perf_counter()
+        model = call.model if call is not None else ""
+        if code or call is None:
+            self._metrics.refused(route, model, response.status_code, code, ended - arrived)
+            return
+        budget = call.budget
+        read_s = call.read_at - arrived
+        write_s = ended - arrived - read_s - budget.queue_s - budget.compute_s
+        self._metrics.answered(route, model, budget.num_rows, (read_s, budget.queue_s, budget.compute_s, write_s))
+
+
+def error_response(request: Request, error: Exception) -> tuple[Response, str]:
+    """What a caller is told of an error, and its code. The text of a defect of ours stays in the log."""
+    if isinstance(error, ServiceError):
+        headers = None if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+        return write_error(request, error.status, error.code, str(error), headers), error.code
+    if isinstance(error, ClientDisconnect):
+        text = "the connection closed before the body was complete"
+        return write_error(request, 400, "bad_request", text), "client_left"
+    logger.error("request %s failed", request.state.request_id, exc_info=error)
+    text = "internal error; quote the request_id to the operator"
+    return write_error(request, 500, "internal_error", text), "internal_error"
+
+
+def write_error(request: Request, status: int, code: str, text: str, headers: dict[str, str] | None = None) -> Response:
+    """Write the one shape that all errors have."""
+    content = orjson.dumps({"error": text, "code": code, "request_id": request.state.request_id})
+    return Response(content, status, headers, "application/json")

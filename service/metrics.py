@@ -1,0 +1,119 @@
+"""What Prometheus is told. Durations in seconds; every label has few values.
+
+Several workers of one host keep their figures in files of ``PROMETHEUS_MULTIPROC_DIR``, and each answers for all.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from service.batcher import Pass
+
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PHASES = ("read", "queue", "compute", "write")
+_SECONDS = [0.0005 * 2**power for power in range(18)]  # 0.5 ms to 66 s
+_ROWS = [2**power for power in range(17)]
+
+
+class Metrics:
+    """Counts of one process, and their text."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "glow_requests", "Requests answered.", ["route", "model", "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "glow_request_duration_seconds",
+            "Time from a request's arrival until its answer was sent.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._phase_seconds = Histogram(
+            "glow_phase_duration_seconds",
+            "Parts of that: read (receive and parse), queue, compute, write (serialise and send).",
+            ["route", "phase"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._rows = Counter("glow_rows", "Rows answered.", ["route", "model"], registry=self._registry)
+        self._refused = Counter(
+            "glow_refused", "Requests refused, by the code of their error.", ["reason"], registry=self._registry
+        )
+        self._pass_rows = Histogram(
+            "glow_pass_rows",
+            "Rows of a call of the engine, from all requests in it.",
+            ["model", "operation"],
+            buckets=_ROWS,
+            registry=self._registry,
+        )
+        self._pass_seconds = Histogram(
+            "glow_pass_duration_seconds",
+            "Time of a call of the engine.",
+            ["model", "operation"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._pass_requests = Counter(
+            "glow_pass_requests", "Requests in calls of the engine.", ["model", "operation"], registry=self._registry
+        )
+        self._queue_rows = Gauge(
+            "glow_queue_rows",
+            "Rows waiting for the engine when it last ended a call.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+        # Looking labels up costs more than counting.
+        self._request_children = cache(self._requests.labels)
+        self._second_children = cache(self._seconds.labels)
+        self._phase_children = cache(lambda route: [self._phase_seconds.labels(route, phase) for phase in PHASES])
+        self._row_children = cache(self._rows.labels)
+        self._pass_children = cache(
+            lambda *labels: (
+                self._pass_rows.labels(*labels),
+                self._pass_seconds.labels(*labels),
+                self._pass_requests.labels(*labels),
+            )
+        )
+
+    def answered(self, route: str, model: str, num_rows: int, phases: tuple[float, float, float, float]) -> None:
+        """Count a request that was answered with what it asked for."""
+        self._request_children(route, model, "200").inc()
+        self._row_children(route, model).inc(num_rows)
+        self._second_children(route).observe(sum(phases))
+        for child, seconds in zip(self._phase_children(route), phases, strict=True):
+            child.observe(seconds)
+
+    def refused(self, route: str, model: str, status: int, reason: str, seconds: float) -> None:
+        """Count a request that got an error."""
+        self._request_children(route, model, str(status)).inc()
+        self._second_children(route).observe(seconds)
+        self._refused.labels(reason).inc()
+
+    def computed(self, model: str, operation: str, done: Pass[Any]) -> None:
+        """Count a call of the engine."""
+        rows, seconds, requests = self._pass_children(model, operation)
+        rows.observe(done.num_rows)
+        seconds.observe(done.seconds)
+        requests.inc(done.num_requests)
+        self._queue_rows.set(done.waiting_rows)
+
+    def text(self) -> bytes:
+        """All figures, of all workers, in the text format of Prometheus."""
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if folder is None:
+            return generate_latest(self._registry)
+        for path in Path(folder).glob("gauge_live*.db"):
+            pid = int(path.stem.rpartition("_")[2])
+            if not Path(f"/proc/{pid}").exists():
+                mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
