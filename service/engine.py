@@ -51,7 +51,7 @@ class Engine:
         self.device = torch.device(choose_device(settings.device))
         # TF32 keeps 10 bits of a product's factors: enough to train, not to tell likelihoods apart.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        self._threads = settings.threads or available_cpus()
+        self._threads = settings.threads or max(1, available_cpus() // settings.workers)
         torch.set_num_threads(self._threads)
         self._forms = choose_forms(settings.plan, self.device)
         self._runners: dict[str, Runner] = {}

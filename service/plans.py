@@ -6,12 +6,14 @@ asked for is covered by the buckets that take least time together, the last one 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import itertools
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +31,7 @@ from service.runner import Form, Plan, Runner
 FORMAT = 1  # to be raised with every change of how forms are made, measured or kept: a version may see several
 HOPELESS = {1: 3.0, 2: 1.5, 4: 1.2}  # times as slow as the best at so many rows or more: not measured any further
 ALIKE = 1.03  # times as slow as the best: the first of such plans is taken, so that few forms are kept
+WORTH_THREADS = 1.15  # times as fast as one thread that several must be: they take cores from the event loop
 WORTH_DOUBLING = 1.02  # rows/s that a bucket must gain over all smaller ones
 SHARES = (0.5, 0.75, 1.0)  # of the time, by the end of each operation: the first tries all plans
 BRIEF_S = 0.002  # what a small request may wait for a pass of large ones without noticing
@@ -145,15 +148,46 @@ def schedules_of(
     code = f"glow-service {version('glow-service')}, plans {FORMAT}"
     settings = f"{threads} threads, {'/'.join(forms)}, at most {max_rows} rows"
     conditions = f"{code}, {describe_machine(runner.device)}, {settings}"
-    path = None
-    if cache_dir is not None:
-        key = hashlib.sha256(f"{conditions} {model}".encode()).hexdigest()[:16]
-        path = cache_dir / f"plans-{manifest.name}-{key}.json"
-        if schedules := _cached(path, runner, conditions, model):
-            logger.info("plans of %s, from %s:\n%s", model, path, schedules.table())
-            return schedules
+    if cache_dir is None:
+        return _measure_all(runner, forms, threads, max_rows, seconds, conditions, model)
+    key = hashlib.sha256(f"{conditions} {model}".encode()).hexdigest()[:16]
+    path = cache_dir / f"plans-{manifest.name}-{key}.json"
+    if schedules := _cached(path, runner, conditions, model):
+        return schedules
+    with _alone(path.with_suffix(".lock")):
+        schedules = _cached(path, runner, conditions, model)  # by now, another process may have measured
+        if schedules is None:
+            schedules = _measure_all(runner, forms, threads, max_rows, seconds, conditions, model)
+            _store(path, schedules)
+        return schedules
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock that processes with one cache share: what they measure at the same time is not worth keeping."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError:  # a folder that cannot be written: _store tells of it
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _measure_all(
+    runner: Runner,
+    forms: Sequence[Form],
+    threads: int,
+    max_rows: int,
+    seconds: float,
+    conditions: str,
+    model: str,
+) -> Schedules:
+    """Measure the schedules of every operation."""
     started = time.monotonic()
-    counts = sorted({1, threads}, reverse=True) if runner.device.type == "cpu" else [1]
+    counts = sorted({1, threads}) if runner.device.type == "cpu" else [1]
     plans = [Plan(form, count) for form in forms for count in counts]
     measured: dict[Operation, Schedule] = {}
     out_of_time = False
@@ -165,15 +199,13 @@ def schedules_of(
             buckets, late = _measure(runner, operation, plans, max_rows, deadline)
         out_of_time |= late
         if not buckets:
-            raise ArtifactError(f"{manifest.name}: no plan reproduces the golden case of {operation}")
+            raise ArtifactError(f"{runner.manifest.name}: no plan reproduces the golden case of {operation}")
         measured[operation] = Schedule(buckets=buckets)
         favourites = list(dict.fromkeys(bucket.plan for bucket in buckets))
     schedules = Schedules(conditions=conditions, model=model, of=measured)
     logger.info("plans of %s, measured in %.1f s:\n%s", model, time.monotonic() - started, schedules.table())
     if out_of_time:
         logger.warning("%s: %.0f s were too few to try passes of more rows", model, seconds)
-    if path is not None:
-        _store(path, schedules)
     return schedules
 
 
@@ -196,6 +228,7 @@ def _cached(path: Path, runner: Runner, conditions: str, model: str) -> Schedule
             if fault := warm_up(runner, operation, plan, num_rows):
                 logger.warning("%s: %s, measuring again", path, fault)
                 return None
+    logger.info("plans of %s, from %s:\n%s", model, path, schedules.table())
     return schedules
 
 
@@ -240,7 +273,8 @@ def _measure(
                 seconds[plan] = _time(runner, operation, plan, num_rows)
         if not seconds:
             break
-        best = next(plan for plan in plans if seconds.get(plan, math.inf) <= ALIKE * min(seconds.values()))
+        costs = {plan: second * (WORTH_THREADS if plan.threads > 1 else 1) for plan, second in seconds.items()}
+        best = next(plan for plan in costs if costs[plan] <= ALIKE * min(costs.values()))
         memory = max(0, peak_bytes(runner.device) - used)
         buckets.append(
             Bucket(rows=num_rows, form=best.form, threads=best.threads, seconds=seconds[best], memory=memory)

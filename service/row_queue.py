@@ -1,8 +1,8 @@
 """Which rows run next: jobs of any size wait here, and leave in passes of many jobs' rows. Knows no thread, no clock.
 
 A job's place is the number of rows that had left when it came, plus its own number of rows. So jobs of one size leave
-in the order in which they came, small ones go before large ones, and none is overtaken by more rows than it has itself:
-neither a thousand small callers nor one huge one can keep the other waiting for ever.
+in the order in which they came, and small ones go before large ones; but once as many rows have left as a job has
+itself, none that comes after goes before it: neither a thousand small callers nor a huge one keep the other waiting.
 """
 
 from __future__ import annotations

@@ -37,8 +37,11 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the model runs; auto takes a GPU if there is one."
     )
+    workers: int = Field(
+        1, ge=1, le=256, description="Processes that share the port, each with its own copy of the models."
+    )
     threads: int = Field(
-        0, ge=0, le=1024, description="Threads of one forward pass on the CPU; 0: as many as the process may use."
+        0, ge=0, le=1024, description="Threads of one forward pass on the CPU; 0: a worker's share of the cores."
     )
     plan: Literal["auto", Form] = Field(
         "auto", description="How models run: the way measured to be fastest for each number of rows, or always one."
@@ -51,11 +54,15 @@ class Settings(BaseSettings):
         description="Rows of one forward pass, at most; reproducible ones have 16 images or 256 vectors.",
     )
     max_request_rows: int = Field(4096, ge=1, description="Rows of one request, dequantization samples counted.")
-    max_queue_rows: int = Field(16384, ge=1, description="Rows waiting for the engine before requests get 429.")
-    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Bytes of one request body.")
+    max_queue_rows: int = Field(32768, ge=1, description="Rows waiting for the engine before requests get 429.")
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Bytes of one request body, decompressed.")
     deadline_s: float = Field(
-        60.0, gt=0, le=3600, description="Seconds from a request's arrival to its answer, else 504."
+        60.0,
+        gt=0,
+        le=3600,
+        description="Seconds from a request's arrival to its answer, else 504; callers may ask for fewer.",
     )
+    keep_alive_s: int = Field(75, ge=1, le=3600, description="Seconds that a connection may be idle.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log record written."
     )

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from service.batcher import Batcher
-from service.errors import QueueFull, Unavailable
+from service.errors import QueueFull, TooLarge, Unavailable
 from service.row_queue import Array, Arrays, Room
 
 
@@ -214,3 +214,86 @@ async def test_batches_of_any_mixture_answer_as_single_requests_do(engine: Engin
         results = await asyncio.gather(*(submit(batcher, "a", rows(i, int(size))) for i, size in enumerate(sizes)))
         for i, size in enumerate(sizes):
             assert np.array_equal(results[i][0], 2 * rows(i, int(size)))
+
+
+async def test_a_request_that_makes_a_call_fail_fails_alone(engine: Engine, batcher: Batcher[str]) -> None:
+    run = engine.run
+
+    def fail_on_13(key: str, x: Array) -> Arrays:
+        if (x == 13).any():
+            raise ValueError("13")
+        return run(key, x)
+
+    batcher._run = fail_on_13
+    held = await hold(engine, batcher)
+    tasks = [asyncio.create_task(submit(batcher, "a", rows(first, 1))) for first in (0, 2, 12, 4, 6)]
+    await asyncio.sleep(0)
+    engine.free.set()
+    results = await asyncio.gather(held, *tasks, return_exceptions=True)
+    assert str(results[3]) == "13"
+    for first, result in zip((0, 2, 4, 6), results[1:3] + results[4:], strict=True):
+        assert not isinstance(result, BaseException)
+        assert np.array_equal(result[0], 2 * rows(first, 1))
+
+
+async def test_a_full_queue_says_when_there_will_be_room_at_the_pace_of_the_engine(
+    engine: Engine, batcher: Batcher[str]
+) -> None:
+    await submit(batcher, "a", rows(0, 1))
+    batcher._paces["a"]._seconds = 0.5 * batcher._paces["a"]._rows  # half a second a row
+    held = await hold(engine, batcher)
+    waiting = asyncio.create_task(submit(batcher, "a", rows(0, 38)))
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull) as refused:
+        await submit(batcher, "a", rows(0, 10))  # 8 rows too many
+    assert refused.value.retry_after_s == 4
+    engine.free.set()
+    await asyncio.gather(held, waiting)
+
+
+async def test_what_could_not_be_answered_in_time_is_refused_at_once(engine: Engine, batcher: Batcher[str]) -> None:
+    await submit(batcher, "a", rows(0, 1))
+    batcher._paces["a"]._seconds = 0.5 * batcher._paces["a"]._rows
+    held = await hold(engine, batcher)
+    waiting = asyncio.create_task(submit(batcher, "a", rows(0, 20)))
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull, match=r"20 rows are waiting, about 10.0 s of work, and the deadline is in 3.0 s"):
+        await batcher.submit("a", rows(0, 1), patience_s=3)
+    patient = asyncio.create_task(batcher.submit("a", rows(0, 1), patience_s=11))
+    await asyncio.sleep(0)
+    engine.free.set()
+    await asyncio.gather(held, waiting, patient)
+
+
+async def test_what_can_never_fit_is_not_told_to_come_again(batcher: Batcher[str]) -> None:
+    with pytest.raises(TooLarge, match=r"41 rows are more than the queue may hold, 40 \(GLOW_MAX_QUEUE_ROWS\)"):
+        await submit(batcher, "a", rows(0, 41))
+
+
+async def test_a_thread_that_ends_leaves_no_request_without_an_answer(
+    engine: Engine, batcher: Batcher[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = await hold(engine, batcher)
+    waiting = asyncio.create_task(submit(batcher, "a", rows(0, 1)))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(batcher, "_try", None)
+    monkeypatch.setattr(batcher, "_deliver", None)
+    engine.free.set()
+    results = await asyncio.gather(waiting, return_exceptions=True)
+    assert isinstance(results[0], Unavailable)
+    with pytest.raises(Unavailable):
+        await submit(batcher, "a", rows(0, 1))
+    held.cancel()
+
+
+async def test_the_time_of_an_answer_is_told_apart_into_waiting_and_running(
+    engine: Engine, batcher: Batcher[str]
+) -> None:
+    held = await hold(engine, batcher)
+    waiting = asyncio.create_task(batcher.submit("a", rows(0, 1)))
+    await asyncio.sleep(0.05)
+    engine.free.set()
+    await held
+    answer = await waiting
+    assert answer.queue_s >= 0.05
+    assert 0 <= answer.compute_s < answer.queue_s

@@ -260,7 +260,7 @@ def test_a_cache_that_cannot_be_read_is_measured_anew(
     runner: Runner, tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     measured(runner, cache_dir=tmp_path)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.json")
     path.write_bytes(damage)
     again = measured(runner, cache_dir=tmp_path)
     assert "measuring again" in caplog.text
@@ -278,7 +278,7 @@ def test_a_cached_plan_that_answers_wrongly_is_measured_anew(artifact: Artifact,
 def test_another_number_of_threads_has_plans_of_its_own(runner: Runner, tmp_path: Path) -> None:
     measured(runner, cache_dir=tmp_path)
     measured(runner, cache_dir=tmp_path, threads=2)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.json"))) == 2
 
 
 @pytest.mark.parametrize("changed", [{"version": lambda name: "0.0"}, {"FORMAT": 0}])
@@ -289,7 +289,7 @@ def test_another_version_of_the_code_has_plans_of_its_own(
     for name, value in changed.items():
         monkeypatch.setattr(plans, name, value)
     measured(runner, cache_dir=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.json"))) == 2
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_the_cache(

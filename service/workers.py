@@ -1,0 +1,101 @@
+"""Serving: one process, or several that share a port, their figures and what they measured."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import resource
+import socket
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.supervisors import Multiprocess
+
+from service.settings import Settings, SettingsError, read_settings
+
+BACKLOG = 2048  # connections that wait to be accepted
+_START_S = 120  # within which a worker has to show that it lives: it is busy with importing and measuring
+
+logger = logging.getLogger(__name__)
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Take the port before the models are loaded. Raises SettingsError."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
+
+
+def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+    """Run this process's app until SIGINT or SIGTERM; requests in flight are answered first."""
+    _begin(settings, listener)
+    uvicorn.Server(_config(app, settings)).run(sockets=[listener])
+
+
+def serve_with_workers(settings: Settings, listener: socket.socket, given: Mapping[str, object]) -> None:
+    """The same in ``settings.workers`` processes, each started again if it ends.
+
+    ``given`` are the settings that did not come from the environment, from which workers take theirs.
+    """
+    _begin(settings, listener)
+    with tempfile.TemporaryDirectory(prefix="glow-") as folder:
+        figures = Path(folder, "metrics")
+        figures.mkdir()
+        environment = {f"GLOW_{name.upper()}": _as_text(value) for name, value in given.items()}
+        environment["PROMETHEUS_MULTIPROC_DIR"] = str(figures)
+        if settings.cache_dir is None:  # or each would measure, all at once
+            environment["GLOW_CACHE_DIR"] = folder
+        os.environ.update(environment)
+        config = _config("service.workers:create_worker", settings)
+        Multiprocess(config, sockets=[listener]).run()
+
+
+def create_worker() -> FastAPI:
+    """Build a worker's app from the environment alone."""
+    from service.app import create_app  # not before: prometheus_client looks at the environment when it is imported
+
+    settings = read_settings()
+    log_to_stderr(settings)
+    return create_app(settings)
+
+
+def log_to_stderr(settings: Settings) -> None:
+    """Write log records of this process, one a line."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
+    )
+
+
+def _begin(settings: Settings, listener: socket.socket) -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one a connection, idle ones too
+    address, port = listener.getsockname()[:2]
+    logger.info("listening on %s port %d, %d workers", address, port, settings.workers)
+
+
+def _config(app: FastAPI | str, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        factory=isinstance(app, str),
+        workers=settings.workers,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        access_log=False,
+        log_level=settings.log_level,
+        proxy_headers=False,  # nothing depends on the caller's address
+        backlog=BACKLOG,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=math.ceil(settings.deadline_s),
+        timeout_worker_healthcheck=_START_S,
+    )
+
+
+def _as_text(value: object) -> str:
+    return os.pathsep.join(map(str, value)) if isinstance(value, list) else str(value)

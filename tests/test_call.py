@@ -1,0 +1,148 @@
+"""Deadlines and callers that hang up: nobody waits in vain, and nothing runs for nobody."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from starlette.types import Message
+
+from service.row_queue import Array, Arrays
+from tests.wire import IMAGES
+
+ROWS = json.dumps({"inputs": np.zeros((2, 64)).tolist()}).encode()
+
+
+@pytest.fixture
+def busy(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """An engine that finishes nothing until the event is set."""
+    free = threading.Event()
+    batcher = app.state.flows._batcher
+    run = batcher._run
+
+    def wait_and_run(key: object, rows: Array) -> Arrays:
+        free.wait(10)
+        answer: Arrays = run(key, rows)
+        return answer
+
+    monkeypatch.setattr(batcher, "_run", wait_and_run)
+    yield free
+    free.set()
+
+
+async def call(app: FastAPI, messages: AsyncIterator[Message], path: str = "/log-likelihood") -> tuple[int, Any]:
+    """Run the application by hand; returns status and JSON of its answer."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return await anext(messages)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"x-request-timeout-ms", b"1000")]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+    await app(scope, receive, send)
+    return sent[0]["status"], json.loads(b"".join(message.get("body", b"") for message in sent[1:]))
+
+
+async def whole_body(then: Message | None = None, after_s: float = 0.0) -> AsyncIterator[Message]:
+    yield {"type": "http.request", "body": ROWS, "more_body": False}
+    await asyncio.sleep(after_s)
+    if then is not None:
+        yield then
+    await asyncio.sleep(60)
+
+
+async def test_a_deadline_that_passes_is_answered_at_once_though_the_engine_is_busy(
+    client: httpx.AsyncClient, busy: threading.Event, app: FastAPI
+) -> None:
+    started = time.perf_counter()
+    response = await client.post("/log-likelihood", content=ROWS, headers={"x-request-timeout-ms": "150"})
+    assert time.perf_counter() - started < 5
+    assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")
+    assert "no answer within 0.15 s (x-request-timeout-ms, at most GLOW_DEADLINE_S)" in response.json()["error"]
+
+
+async def test_what_has_passed_its_deadline_does_not_wait_for_the_engine_any_more(
+    client: httpx.AsyncClient, busy: threading.Event, app: FastAPI
+) -> None:
+    batcher = app.state.flows._batcher
+    requests = [client.post("/log-likelihood", content=ROWS, headers={"x-request-timeout-ms": "200"}) for _ in range(3)]
+    assert [response.status_code for response in await asyncio.gather(*requests)] == [504] * 3
+    assert batcher.waiting_rows == 0
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "1.5", "soon", "9" * 30, "٣"])
+async def test_a_deadline_that_is_none_is_refused(client: httpx.AsyncClient, value: str) -> None:
+    headers = {b"x-request-timeout-ms": value.encode()}
+    response = await client.post("/log-likelihood", content=ROWS, headers=headers)
+    assert response.status_code == 400
+    assert "must be a whole number of milliseconds" in response.json()["error"]
+
+
+async def test_a_caller_may_not_wait_longer_than_the_service_allows(client: httpx.AsyncClient) -> None:
+    response = await client.post("/log-likelihood", content=ROWS, headers={"x-request-timeout-ms": "999999999"})
+    assert response.status_code == 200
+
+
+async def test_a_body_that_does_not_come_ends_with_the_deadline(app: FastAPI) -> None:
+    async def half_a_body() -> AsyncIterator[Message]:
+        yield {"type": "http.request", "body": ROWS[:50], "more_body": True}
+        await asyncio.sleep(60)
+
+    status, answer = await call(app, half_a_body())
+    assert (status, answer["code"]) == (504, "deadline_exceeded")
+
+
+async def test_what_waits_for_a_caller_who_hung_up_is_dropped(app: FastAPI, busy: threading.Event) -> None:
+    batcher = app.state.flows._batcher
+    running = asyncio.create_task(call(app, whole_body()))
+    await asyncio.sleep(0.05)
+    status, answer = await call(app, whole_body({"type": "http.disconnect"}, after_s=0.05))
+    assert (status, answer["code"]) == (499, "client_left")
+    assert batcher.waiting_rows == 0
+    busy.set()
+    assert (await running)[0] == 200
+
+
+async def test_a_caller_who_hangs_up_in_the_middle_of_a_body_is_no_error_of_ours(app: FastAPI) -> None:
+    async def broken_off() -> AsyncIterator[Message]:
+        yield {"type": "http.request", "body": ROWS[:50], "more_body": True}
+        yield {"type": "http.disconnect"}
+
+    status, answer = await call(app, broken_off())
+    assert (status, answer["code"]) == (400, "bad_request")
+
+
+async def test_a_task_that_someone_else_cancels_stays_cancelled(app: FastAPI, busy: threading.Event) -> None:
+    task = asyncio.create_task(call(app, whole_body()))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert app.state.flows._batcher.waiting_rows == 0
+
+
+async def test_the_metrics_tell_what_was_answered_and_what_was_refused(client: httpx.AsyncClient) -> None:
+    async def figure(name: str) -> float:
+        text = (await client.get("/metrics")).text
+        return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
+
+    answered = f'glow_requests_total{{model="{IMAGES}",route="/encode",status="200"}}'
+    rows = f'glow_rows_total{{model="{IMAGES}",route="/encode"}}'
+    phase = 'glow_phase_duration_seconds_count{phase="compute",route="/encode"}'
+    refused = 'glow_refused_total{reason="bad_request"}'
+    names = (answered, rows, phase, refused)
+    before = [await figure(name) for name in names]
+    await client.post("/encode", content=ROWS)
+    await client.post("/encode", content=b"{")
+    assert [await figure(name) for name in names] == [before[0] + 1, before[1] + 2, before[2] + 1, before[3] + 1]
+    assert await figure("glow_pass_rows_sum") > 0
+    assert await figure("glow_queue_rows") == 0

@@ -1,0 +1,125 @@
+"""The queue of rows: each leaves once and in order, small jobs go first, and none waits for ever."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from service.row_queue import Job, Room, RowQueue
+
+ROOMS = {"a": Room(most=8, brief=3), "b": Room(most=5, brief=5)}
+
+
+def job(key: str, num_rows: int, first: int = 0) -> Job:
+    return Job(key, np.arange(first, first + num_rows))
+
+
+def sizes(queue: RowQueue[Job], brief: bool = False) -> list[int]:
+    return [part.stop - part.start for part in queue.take(brief)]
+
+
+def test_small_jobs_go_before_a_large_one_that_came_first_and_it_fills_the_pass_up() -> None:
+    queue = RowQueue[Job](lambda key: Room(8, 8))
+    large, small, other = job("a", 20), job("a", 1), job("a", 2)
+    for each in (large, small, other):
+        queue.push(each)
+    assert [part.job for part in queue.take()] == [small, other, large]
+    assert large.taken == 5
+
+
+def test_a_job_whose_number_of_rows_have_left_is_not_overtaken_any_more() -> None:
+    queue = RowQueue[Job](lambda key: Room(4, 4))
+    waiting = job("a", 6)
+    queue.push(waiting)
+    for _ in range(3):
+        if waiting.taken == 0:
+            queue.push(job("a", 4))
+            queue.take()
+    queue.push(last := job("a", 1))
+    while waiting.left:
+        assert last.left or waiting.left == 0
+        queue.take()
+
+
+def test_brief_passes_bound_large_jobs_and_no_others() -> None:
+    queue = RowQueue[Job](lambda key: Room(8, 3))
+    queue.push(job("a", 20))
+    assert sizes(queue, brief=True) == [3]
+    for _ in range(5):
+        queue.push(job("a", 1))
+    assert sum(sizes(queue, brief=True)) == 5
+    assert sizes(queue) == [8]
+
+
+class Queue(RuleBasedStateMachine):
+    """Jobs come, leave by passes and are dropped, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: RowQueue[Job] = RowQueue(lambda key: ROOMS[key])
+        self.jobs: list[Job] = []
+        self.dropped: set[Job] = set()
+        self.left: Counter[Job] = Counter()
+        self.num_left = 0
+        self.came_at: dict[Job, int] = {}
+        self.ahead: dict[Job, set[Job]] = {}  # of each job, those that must not leave after it
+
+    @rule(key=st.sampled_from("ab"), num_rows=st.integers(1, 20))
+    def push(self, key: str, num_rows: int) -> None:
+        new = job(key, num_rows)
+        self.came_at[new] = self.num_left
+        self.ahead[new] = {
+            old
+            for old in self.waiting
+            if old.key == key and (len(old.rows) <= num_rows or self.num_left - self.came_at[old] >= len(old.rows))
+        }
+        self.jobs.append(new)
+        self.queue.push(new)
+
+    @rule(brief=st.booleans())
+    def take(self, brief: bool) -> None:
+        parts: list[Any] = self.queue.take(brief)
+        assert bool(parts) == bool(self.waiting or parts)
+        assert len({part.job.key for part in parts}) <= 1
+        for part in parts:
+            assert part.job not in self.dropped
+            assert (part.start, part.stop) == (self.left[part.job], part.job.taken)
+            self.left[part.job] = part.stop
+            if not brief:  # in which large jobs wait for others to pass
+                for before in self.ahead[part.job] - self.dropped:
+                    assert before.left == 0
+        num_rows = sum(part.stop - part.start for part in parts)
+        self.num_left += num_rows
+        if parts:
+            assert 0 < num_rows <= ROOMS[parts[0].job.key].most
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        chosen = data.draw(st.sampled_from(self.jobs))
+        if chosen.left:
+            self.dropped.add(chosen)
+        self.queue.drop(chosen)
+
+    @property
+    def waiting(self) -> list[Job]:
+        return [each for each in self.jobs if each.left and each not in self.dropped]
+
+    @invariant()
+    def what_waits_is_what_came_and_has_neither_left_nor_been_dropped(self) -> None:
+        for key in "ab":
+            expected = sum(each.left for each in self.waiting if each.key == key)
+            assert self.queue.waiting.get(key, 0) == expected
+
+    def teardown(self) -> None:
+        for _ in range(1000):
+            if not self.queue.take():
+                break
+        assert not self.waiting
+
+
+TestQueue = Queue.TestCase
+TestQueue.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
