@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any, Literal
 
@@ -134,9 +135,9 @@ class Manifest(_Part):
             raise ValueError(f"latent_layout must cover {self.num_dims} dimensions without a gap")
         return self
 
-    @property
+    @cached_property
     def num_dims(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def is_picture(self) -> bool:
