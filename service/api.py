@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from service.answer import answer, formats_of_inputs, json_answer
 from service.artifact import Manifest
 from service.call import Body, Call, flows_of
 from service.codecs import image, json_body, npy
-from service.errors import Unprocessable, UnsupportedMediaType
+from service.errors import UnsupportedMediaType
 from service.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from service.negotiation import choose_format
 from service.options import EncodeOptions, ExampleOptions, RowOptions, SampleOptions, ScoreOptions, read_options
@@ -204,14 +205,9 @@ def _parse_rows(
 ) -> tuple[Manifest, RowsOptions, Array]:
     flows, media_type = call.flows, call.media_type
     if media_type == json_body.MEDIA_TYPE:
-        values = json_body.read_object(body)
-        if field not in values:
-            raise Unprocessable(f"the body has no member {field!r}")
-        value = values.pop(field)
-        options = read_options(kind, call.query, values)
+        value, members = json_body.read_rows(body, field, partial(flows.check_rows, what="rows"))
+        options = read_options(kind, call.query, members)
         manifest = flows.manifest(options.model)
-        if isinstance(value, list):  # before any of it is decoded
-            flows.check_rows(len(value), "rows")
         read_json = inputs_from_json if field == "inputs" else latents_from_json
         return manifest, options, read_json(value, manifest)
     options = read_options(kind, call.query)

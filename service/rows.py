@@ -16,7 +16,9 @@ Array = npt.NDArray[Any]
 
 
 def inputs_from_json(value: object, manifest: Manifest) -> Array:
-    """Read ``inputs``: nested lists, base64 images or records, to (B, *shape) in the model's dtype."""
+    """Read ``inputs``, an array or nested lists, base64 images or records, to (B, *shape) in the model's dtype."""
+    if isinstance(value, np.ndarray):
+        return inputs_from_array(value, manifest)
     if isinstance(value, list) and value:
         if manifest.value_range is not None and manifest.is_picture and all(isinstance(item, str) for item in value):
             return image.read_base64(value, manifest.shape, manifest.value_range)
@@ -51,8 +53,9 @@ def inputs_from_array(array: Array, manifest: Manifest) -> Array:
 
 
 def latents_from_json(value: object, manifest: Manifest) -> Array:
-    """Read ``latents``: nested lists to (B, D) float32."""
-    return latents_from_array(json_body.read_numbers(value, "latents"), manifest)
+    """Read ``latents``, an array or nested lists, to (B, D) float32."""
+    array = value if isinstance(value, np.ndarray) else json_body.read_numbers(value, "latents")
+    return latents_from_array(array, manifest)
 
 
 def latents_from_array(array: Array, manifest: Manifest) -> Array:
