@@ -7,7 +7,7 @@ ARTIFACTS ?= fashion-mnist breast-cancer
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test check format artifacts bench-engine bench-engine-cuda bench-conditioners bench-plane bench-adbench bench-why clean
+.PHONY: serve test check format artifacts bench-engine bench-engine-cuda bench-conditioners bench-plane bench-adbench bench-why bench-json clean
 
 serve: $(VENV)/.serve
 	GLOW_CACHE_DIR=$${GLOW_CACHE_DIR-.cache} $(BIN)/python -m service --port $(PORT)
@@ -47,6 +47,9 @@ bench-plane: $(VENV)/.test
 
 bench-adbench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.adbench $(DATA)/adbench --seeds 3
+
+bench-json: $(VENV)/.test
+	$(BIN)/python -W ignore -m benchmarks.json_parsing
 
 # A flow beside three other kinds of model: about 40 minutes on one core, on Fashion-MNIST where DATA holds it.
 bench-why: $(VENV)/.test
