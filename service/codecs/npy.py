@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ _MAX_HEADER_BYTES = 4096
 _MAX_DIMS = 4  # (B, C, H, W)
 
 
-def read(body: bytes | bytearray) -> npt.NDArray[Any]:
-    """View the body as the array it holds. Raises BadRequest."""
+def read(body: bytes | bytearray, check_rows: Callable[[int], None] | None = None) -> npt.NDArray[Any]:
+    """View the body as the array it holds. Raises BadRequest.
+
+    ``check_rows`` gets the first size of the header's shape, and may raise.
+    """
     stream = io.BytesIO(body[: _MAX_HEADER_BYTES + 16])
     try:
         version = np.lib.format.read_magic(stream)
@@ -32,6 +36,8 @@ def read(body: bytes | bytearray) -> npt.NDArray[Any]:
         raise BadRequest("the array must hold real numbers of at most 8 bytes")
     if len(shape) > _MAX_DIMS or not all(type(size) is int and 0 <= size <= len(body) for size in shape):
         raise BadRequest(f"the array's shape must be at most {_MAX_DIMS} sizes, none larger than the body")
+    if check_rows is not None and shape:
+        check_rows(shape[0])
     actual = len(body) - stream.tell()
     if math.prod(shape) * dtype.itemsize != actual:
         raise BadRequest(f"the header's shape and dtype do not fit the {actual} bytes of data that follow")
@@ -41,6 +47,12 @@ def read(body: bytes | bytearray) -> npt.NDArray[Any]:
 
 def write(array: npt.NDArray[Any]) -> bytes:
     """Serialise an array, version 1.0."""
+    return b"".join(write_parts(array))
+
+
+def write_parts(array: npt.NDArray[Any]) -> list[bytes | memoryview]:
+    """Serialise an array to a header and a view of its data, which is copied where it is not contiguous."""
+    contiguous = np.ascontiguousarray(array)
     stream = io.BytesIO()
-    np.lib.format.write_array(stream, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-    return stream.getvalue()
+    np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(contiguous))
+    return [stream.getvalue(), contiguous.reshape(-1).view(np.uint8).data]
