@@ -1,8 +1,12 @@
 """Bytes to arrays and back: what is read is what was written, and what cannot be read is an error with a meaning."""
 
 import contextlib
+import gzip
+import io
 import json
 import math
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,31 +15,15 @@ import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from service.codecs import json_body
+from service.codecs import json_body, npy
+from service.codecs.compression import Inflater, compress
 from service.errors import BadRequest, ServiceError, TooLarge, Unprocessable
+from tests import wire
+from tests.wire import any_rows, at_most_three, mutated, outcome
 
 Body = bytes | bytearray
-
-
-def any_rows(_: int) -> None:
-    """No limit of rows."""
-
-
-def at_most_three(num: int) -> None:
-    if num > 3:
-        raise TooLarge(f"{num} rows")
-
-
-def mutated(valid: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """Valid bytes with some of them cut, changed or followed by others."""
-    cuts = st.tuples(st.integers(0, 10**6), st.integers(0, 8), st.binary(max_size=8))
-
-    def cut(data: bytes, start: int, length: int, patch: bytes) -> bytes:
-        start %= len(data) + 1
-        return data[:start] + patch + data[start + length :]
-
-    return st.builds(lambda data, where: cut(data, *where), valid, cuts) | st.binary(max_size=200)
 
 
 numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**70), 2**70)
@@ -48,14 +36,6 @@ def nested(draw: st.DrawFn) -> list[Any]:
     for size in reversed(shape[1:]):
         flat = [flat[i : i + size] for i in range(0, len(flat), size)]
     return flat
-
-
-def outcome(read: Callable[[], object]) -> object:
-    """What a reader gives, or the error that it raises; any but a ServiceError is raised on."""
-    try:
-        return repr(read())
-    except ServiceError as error:
-        return type(error), str(error)
 
 
 def as_lists(parsed: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
@@ -159,3 +139,88 @@ def test_large_numbers_of_json_are_the_nearest_floats() -> None:
     rows, _ = json_body.read_rows(body, "inputs", any_rows)
     array = rows if isinstance(rows, np.ndarray) else json_body.read_numbers(rows, "inputs")
     np.testing.assert_array_equal(array, [[2.0**53, 2.0**64, 0.0, 0.0, 1e300]])
+
+
+real_arrays = hnp.arrays(
+    hnp.integer_dtypes(sizes=(8, 16, 32, 64)) | hnp.floating_dtypes(sizes=(16, 32, 64)),
+    hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4),
+)
+
+
+@given(real_arrays)
+def test_an_npy_array_is_read_as_it_was_written(array: Any) -> None:
+    for body in (npy.write(array), wire.npy(array), wire.npy(np.asfortranarray(array))):
+        read = npy.read(bytearray(body))
+        assert (read.dtype, read.shape) == (array.dtype, array.shape)
+        assert read.tobytes() == array.tobytes()
+    np.testing.assert_array_equal(np.load(io.BytesIO(npy.write(array))), array, strict=True)
+
+
+@given(mutated(st.builds(npy.write, real_arrays)))
+def test_any_bytes_are_an_npy_array_or_an_error_of_the_service(body: bytes) -> None:
+    outcome(lambda: npy.read(body, at_most_three))
+
+
+def test_the_data_of_an_npy_answer_is_a_view() -> None:
+    array = np.arange(12.0).reshape(3, 4)
+    header, data = npy.write_parts(array)
+    assert np.shares_memory(np.frombuffer(data), array)
+    assert bytes(header) + bytes(data) == wire.npy(array)
+
+
+def test_the_rows_of_an_npy_array_are_counted_by_its_header() -> None:
+    with pytest.raises(TooLarge, match="4 rows"):
+        npy.read(npy.write(np.zeros((4, 2)))[:-8], at_most_three)
+
+
+def inflated(body: bytes, encoding: str, limit: int, step: int) -> bytearray:
+    inflater = Inflater(encoding, limit)
+    for start in range(0, len(body), step):
+        inflater.feed(body[start : start + step])
+    return inflater.finish()
+
+
+DEFLATED: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
+encodings = st.sampled_from(["gzip", "deflate"])
+long = st.builds(lambda piece, times: piece * times, st.binary(max_size=20), st.sampled_from([1, 10, 2**14, 2**18]))
+
+
+@given(encodings, long, st.sampled_from([1000, 2**16, 2**30]))
+def test_a_compressed_body_is_inflated_however_it_arrives(encoding: str, data: bytes, step: int) -> None:
+    assert inflated(DEFLATED[encoding](data), encoding, len(data), step) == data
+    assert inflated(compress(data), "gzip", len(data), step) == data
+
+
+@given(encodings, long.filter(bool), st.integers(0, 10**7))
+def test_a_body_that_inflates_beyond_the_limit_is_refused(encoding: str, data: bytes, limit: int) -> None:
+    with pytest.raises(TooLarge, match=r"limit of \d+ bytes \(GLOW_MAX_BODY_BYTES\)"):
+        inflated(DEFLATED[encoding](data), encoding, limit % len(data), 2**30)
+
+
+@given(st.lists(st.binary(max_size=50), min_size=1, max_size=5), st.integers(1, 40))
+def test_the_members_of_a_gzip_body_are_one_body(parts: list[bytes], step: int) -> None:
+    assert inflated(b"".join(map(gzip.compress, parts)), "gzip", 250, step) == b"".join(parts)
+
+
+@given(encodings, long, st.integers(0, 10**6), st.integers(1, 2**16))
+def test_a_compressed_body_that_is_cut_or_has_a_tail_is_refused(
+    encoding: str, data: bytes, cut: int, step: int
+) -> None:
+    whole = DEFLATED[encoding](data)
+    for wrong in (whole[: cut % len(whole)], whole + b"x", whole + b"\0"):
+        with pytest.raises(BadRequest):
+            inflated(wrong, encoding, len(data), max(step, len(wrong) // 100))
+
+
+@given(encodings, mutated(st.builds(gzip.compress, st.binary(max_size=50))))
+def test_any_bytes_are_inflated_or_an_error_of_the_service(encoding: str, body: bytes) -> None:
+    outcome(lambda: inflated(body, encoding, 60, 7))
+
+
+def test_a_bomb_takes_no_more_memory_than_the_limit() -> None:
+    bomb = gzip.compress(bytes(2**26))
+    tracemalloc.start()
+    with pytest.raises(TooLarge):
+        inflated(bomb, "gzip", 2**20, 2**30)
+    assert tracemalloc.get_traced_memory()[1] < 2**21
+    tracemalloc.stop()
