@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from service.artifact import Manifest
-from service.codecs import image, json_body
+from service.codecs import arrow, image, json_body
 from service.columns import Column, listed_categories
 from service.errors import BadRequest, Unprocessable
 
@@ -52,10 +53,31 @@ def inputs_from_array(array: Array, manifest: Manifest) -> Array:
     return np.ascontiguousarray(array, manifest.input_dtype).reshape(-1, *manifest.shape)
 
 
+def inputs_from_arrow(columns: Mapping[str, arrow.Column], manifest: Manifest) -> Array:
+    """Read the columns of a table by name, in any order, or images from one column ``inputs`` of lists."""
+    if manifest.kind == "image":
+        return inputs_from_array(_only_column(columns, "inputs", manifest), manifest)
+    if columns.keys() != {column.name for column in manifest.columns}:
+        raise _wrong_names("inputs", columns, manifest)
+    arrays = []
+    for column in manifest.columns:
+        value = columns[column.name]
+        array = _codes(value, column) if isinstance(value, arrow.Strings) else value
+        if array.ndim > 1:
+            raise Unprocessable(f"inputs[0][{column.name!r}] must be a number, got a list")
+        arrays.append(array)
+    return inputs_from_array(np.stack(arrays, 1, dtype=np.float64, casting="unsafe"), manifest)
+
+
 def latents_from_json(value: object, manifest: Manifest) -> Array:
     """Read ``latents``, an array or nested lists, to (B, D) float32."""
     array = value if isinstance(value, np.ndarray) else json_body.read_numbers(value, "latents")
     return latents_from_array(array, manifest)
+
+
+def latents_from_arrow(columns: Mapping[str, arrow.Column], manifest: Manifest) -> Array:
+    """Read one column ``latents`` of lists to (B, D) float32."""
+    return latents_from_array(_only_column(columns, "latents", manifest), manifest)
 
 
 def latents_from_array(array: Array, manifest: Manifest) -> Array:
@@ -72,12 +94,10 @@ def latents_from_array(array: Array, manifest: Manifest) -> Array:
 def _from_records(records: list[dict[str, Any]], manifest: Manifest) -> list[list[object]]:
     """Order the values of records by column."""
     names = [column.name for column in manifest.columns]
+    named = set(names)
     for i, record in enumerate(records):
-        if record.keys() != set(names):
-            missing = [name for name in names if name not in record]
-            extra = [name for name in record if name not in names]
-            what = f"lacks column {missing[0]!r}" if missing else f"has an unknown column {extra[0][:100]!r}"
-            raise Unprocessable(f"inputs[{i}] {what}; model {manifest.name} takes {len(names)} columns")
+        if record.keys() != named:
+            raise _wrong_names(f"inputs[{i}]", record, manifest)
         for column in manifest.columns:
             value = record[column.name]
             by_name = column.type == "categorical" and isinstance(value, str)
@@ -85,6 +105,36 @@ def _from_records(records: list[dict[str, Any]], manifest: Manifest) -> list[lis
                 wanted = "a category or a number" if column.type == "categorical" else "a number"
                 raise Unprocessable(f"inputs[{i}][{column.name!r}] must be {wanted}")
     return [[record[name] for name in names] for record in records]
+
+
+def _wrong_names(what: str, values: Mapping[str, object], manifest: Manifest) -> Unprocessable:
+    """Say which name the values lack, or have beyond those of the model's columns."""
+    names = dict.fromkeys(column.name for column in manifest.columns)
+    missing = [name for name in names if name not in values]
+    extra = [name for name in values if name not in names]
+    fault = f"lacks column {missing[0]!r}" if missing else f"has an unknown column {extra[0][:100]!r}"
+    return Unprocessable(f"{what} {fault}; model {manifest.name} takes {len(names)} columns")
+
+
+def _only_column(columns: Mapping[str, arrow.Column], name: str, manifest: Manifest) -> Array:
+    """The array of the one column that there must be."""
+    value = columns.get(name)
+    if value is None or len(columns) > 1 or isinstance(value, arrow.Strings):
+        raise Unprocessable(
+            f"the Arrow stream must have one column {name!r}, of lists of {manifest.num_dims} numbers, "
+            f"for model {manifest.name}"
+        )
+    return value
+
+
+def _codes(strings: arrow.Strings, column: Column) -> Array:
+    """Codes of the names of categories."""
+    if column.type != "categorical":
+        raise Unprocessable(f"inputs[0][{column.name!r}] must be a number, got a string")
+    codes = np.array([column.codes.get(name, -1) for name in strings.names], np.int64)[strings.codes]
+    for i in np.flatnonzero(codes < 0)[:1]:
+        raise _unknown_category(int(i), column, repr(strings.names[strings.codes[i]][:100]))
+    return codes
 
 
 def _with_codes(rows: list[Any], manifest: Manifest) -> list[Any]:
