@@ -98,13 +98,15 @@ def _from_records(records: list[dict[str, Any]], manifest: Manifest) -> list[lis
     for i, record in enumerate(records):
         if record.keys() != named:
             raise _wrong_names(f"inputs[{i}]", record, manifest)
-        for column in manifest.columns:
-            value = record[column.name]
-            by_name = column.type == "categorical" and isinstance(value, str)
-            if isinstance(value, bool) or not (by_name or isinstance(value, int | float)):
-                wanted = "a category or a number" if column.type == "categorical" else "a number"
-                raise Unprocessable(f"inputs[{i}][{column.name!r}] must be {wanted}")
-    return [[record[name] for name in names] for record in records]
+    rows = [[record[name] for name in names] for record in records]
+    for j, column in enumerate(manifest.columns):
+        of_numbers = column.type != "categorical"
+        taken = {int, float} if of_numbers else {int, float, str}
+        if not {type(row[j]) for row in rows} <= taken:
+            i = next(i for i, row in enumerate(rows) if type(row[j]) not in taken)
+            wanted = "a number" if of_numbers else "a category or a number"
+            raise Unprocessable(f"inputs[{i}][{column.name!r}] must be {wanted}")
+    return rows
 
 
 def _wrong_names(what: str, values: Mapping[str, object], manifest: Manifest) -> Unprocessable:
