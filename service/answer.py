@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -11,56 +11,81 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from service.artifact import Manifest
-from service.codecs import image, json_body, npy
+from service.call import Call
+from service.codecs import arrow, compression, image, json_body, npy
 from service.negotiation import MEDIA_TYPES
 from service.options import Format
+from service.row_queue import Array
 
 _SMALL = 2**16  # entries that take the event loop less than about a millisecond
 _PART_BYTES = 2**18  # of a large answer, sent at once
+_INPUTS = ("inputs", "outputs", "samples")  # arrays of a model's inputs
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
 
 
 class Parts(Response):
-    """A body that is sent in parts, each when the connection has room for it, so that none is copied as a whole."""
+    """A body that is sent in parts, each when the connection has room for it, so that no copy of the whole is made."""
 
-    def __init__(self, parts: list[Any], media_type: str, headers: Mapping[str, str]) -> None:
-        views = [memoryview(part).cast("B") for part in parts]
-        size = sum(len(view) for view in views)
-        super().__init__(None, 200, {**headers, "content-length": str(size)}, media_type)
-        self._views = views
+    def __init__(self, parts: Iterable[bytes | memoryview], media_type: str, headers: Mapping[str, str]) -> None:
+        size = {"content-length": str(sum(map(len, parts)))} if isinstance(parts, list) else {}
+        super().__init__(None, 200, {**headers, **size}, media_type)
+        if not size:
+            del self.headers["content-length"]
+        self._parts = parts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for view in self._views:
-            for start in range(0, len(view), _PART_BYTES):
-                part = bytes(view[start : start + _PART_BYTES])
-                await send({"type": "http.response.body", "body": part, "more_body": True})
+        for part in self._parts:
+            for start in range(0, len(part), _PART_BYTES):
+                body = bytes(part[start : start + _PART_BYTES])
+                await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
 
 def formats_of_inputs(manifest: Manifest) -> tuple[Format, ...]:
     """Formats of an answer that holds inputs of a model."""
-    return ("json", "npy", "png") if manifest.is_picture else ("json", "npy")
+    return ("json", "npy", "arrow", "png") if manifest.is_picture else ("json", "npy", "arrow")
 
 
-async def answer(answer_format: Format, manifest: Manifest, values: Mapping[str, object], main: str) -> Response:
-    """Write an answer: all values as JSON, or the main array as binary with the rest of importance in headers."""
-    array = np.asarray(values[main])
+async def answer(
+    call: Call, answer_format: Format, manifest: Manifest, values: Mapping[str, Any], main: str
+) -> Response:
+    """Write an answer: all values as JSON, all arrays as Arrow, or the main array alone, with the rest in headers."""
+    array: Array = np.asarray(values[main])
     if answer_format == "json":
         content = await _off_loop(
             array.size, json_body.write, {"model": manifest.name, "version": manifest.version, **values}
         )
-        return Response(content, media_type=json_body.MEDIA_TYPE)
-    headers = {"x-glow-model": manifest.name, "x-glow-version": manifest.version}
-    if "seed" in values:
-        headers["x-glow-seed"] = str(values["seed"])
+        least = call.settings.gzip_min_bytes
+        if len(content) < least or not call.takes_gzip:
+            return Response(content, media_type=json_body.MEDIA_TYPE)
+        content = await asyncio.to_thread(compression.compress, content)
+        headers = {"content-encoding": "gzip", "vary": "accept-encoding"}
+        return Response(content, media_type=json_body.MEDIA_TYPE, headers=headers)
+    about = {"model": manifest.name, "version": manifest.version}
+    about |= {name: str(values[name]) for name in ("alpha", "seed") if name in values}
+    headers = {f"x-glow-{name}": text for name, text in about.items()}
+    media_type = MEDIA_TYPES[answer_format]
+    if answer_format == "arrow":
+        return Parts(arrow.write_parts(_columns(manifest, values, main), about), media_type, headers)
     if answer_format == "npy":
-        return Parts([npy.write(array)], MEDIA_TYPES["npy"], headers)
+        return Parts(npy.write_parts(array), media_type, headers)
     assert manifest.value_range is not None  # formats_of_inputs offers PNG for images alone
     content = await _off_loop(array.size, image.write_grid, array, manifest.value_range)
-    return Response(content, media_type=MEDIA_TYPES["png"], headers=headers)
+    return Response(content, media_type=media_type, headers=headers)
+
+
+def _columns(manifest: Manifest, values: Mapping[str, Any], main: str) -> dict[str, Array]:
+    """Arrays by the names that they have in an Arrow stream; those of a table's rows are its columns'."""
+    arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    if main not in _INPUTS:
+        return arrays
+    rows = arrays[main].reshape(len(arrays[main]), -1)
+    if not manifest.columns:
+        return {**arrays, main: rows}
+    return {column.name: rows[:, j] for j, column in enumerate(manifest.columns)}
 
 
 def json_answer(values: dict[str, Any]) -> Response:

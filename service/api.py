@@ -16,17 +16,24 @@ from service import noise, openapi
 from service.answer import answer, formats_of_inputs, json_answer
 from service.artifact import Manifest
 from service.call import Body, Call, flows_of
-from service.codecs import image, json_body, npy
+from service.codecs import arrow, image, json_body, npy
 from service.errors import UnsupportedMediaType
 from service.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from service.negotiation import choose_format
 from service.options import EncodeOptions, ExampleOptions, RowOptions, SampleOptions, ScoreOptions, read_options
-from service.rows import inputs_from_array, inputs_from_json, latents_from_array, latents_from_json
+from service.rows import (
+    inputs_from_array,
+    inputs_from_arrow,
+    inputs_from_json,
+    latents_from_array,
+    latents_from_arrow,
+    latents_from_json,
+)
 
 Array = npt.NDArray[Any]
 Endpoint = Callable[[Call], Awaitable[Response]]
 RowsOptions = TypeVar("RowsOptions", bound=RowOptions)
-_SMALL_BODY = 2**16  # bytes that take the event loop less than about a millisecond to parse
+_SMALL_BODY, _SMALL_ARRAY = 2**16, 2**22  # bytes that take the event loop less than about a millisecond to parse
 
 router = APIRouter()
 
@@ -35,7 +42,7 @@ router = APIRouter()
 async def log_likelihood(call: Call) -> Response:
     """Log-likelihood of each input in nats and bits per dimension and, calibrated, its anomaly score and p-value."""
     manifest, options, rows = await _read_rows(call, ScoreOptions, "inputs")
-    answer_format = choose_format(call.header("accept"), options.format, ("json", "npy"))
+    answer_format = choose_format(call.header("accept"), options.format, ("json", "npy", "arrow"))
     noisy = options.dequantization
     values = await call.flows.score(
         call.budget,
@@ -46,16 +53,16 @@ async def log_likelihood(call: Call) -> Response:
         noisy.samples if noisy else 0,
         noisy.seed if noisy else 0,
     )
-    return await answer(answer_format, manifest, values, "log_likelihood")
+    return await answer(call, answer_format, manifest, values, "log_likelihood")
 
 
 @router.post("/encode", **openapi.ENCODE)
 async def encode(call: Call) -> Response:
     """Latent code of each input, a vector that is N(0, I) under the model, and its log-likelihood."""
     manifest, options, rows = await _read_rows(call, EncodeOptions, "inputs")
-    answer_format = choose_format(call.header("accept"), options.format, ("json", "npy"))
+    answer_format = choose_format(call.header("accept"), options.format, ("json", "npy", "arrow"))
     latents, log_prob = await call.flows.encode(call.budget, manifest, rows, options.reproducible)
-    return await answer(answer_format, manifest, {"latents": latents, "log_likelihood": log_prob}, "latents")
+    return await answer(call, answer_format, manifest, {"latents": latents, "log_likelihood": log_prob}, "latents")
 
 
 @router.post("/decode", **openapi.DECODE)
@@ -64,7 +71,7 @@ async def decode(call: Call) -> Response:
     manifest, options, rows = await _read_rows(call, RowOptions, "latents")
     answer_format = choose_format(call.header("accept"), options.format, formats_of_inputs(manifest))
     outputs = await call.flows.decode(call.budget, manifest, rows, options.reproducible)
-    return await answer(answer_format, manifest, {"outputs": outputs}, "outputs")
+    return await answer(call, answer_format, manifest, {"outputs": outputs}, "outputs")
 
 
 @router.post("/sample", **openapi.SAMPLE)
@@ -94,7 +101,7 @@ async def _sample(call: Call, options: SampleOptions) -> Response:
     values: dict[str, object] = {"samples": samples}
     if answer_format == "json":  # no other format has a place for it
         values["log_likelihood"] = await flows.log_likelihood(call.budget, manifest, samples, reproducible=True)
-    return await answer(answer_format, manifest, {**values, "seed": seed}, "samples")
+    return await answer(call, answer_format, manifest, {**values, "seed": seed}, "samples")
 
 
 # What service.front calls without FastAPI's or Starlette's help.
@@ -124,14 +131,14 @@ async def model(request: Request, name: str) -> Response:
 @router.get("/models/{name}/example", **openapi.EXAMPLE)
 async def example(request: Request, name: str) -> Response:
     """A valid input, from the model's held-out data: as JSON, the body of /log-likelihood and /encode."""
-    manifest = flows_of(request).manifest(name)
-    options = read_options(ExampleOptions, request.scope["query_string"])
-    accept = ",".join(request.headers.getlist("accept"))
-    answer_format = choose_format(accept, options.format, formats_of_inputs(manifest))
+    call = Call(request.scope, request.receive)
+    manifest = call.flows.manifest(name)
+    options = read_options(ExampleOptions, call.query)
+    answer_format = choose_format(call.header("accept"), options.format, formats_of_inputs(manifest))
     x = np.asarray(manifest.golden.inputs[:1], manifest.input_dtype).reshape(1, *manifest.shape)
     if answer_format == "json":
         return json_answer({"model": name, "inputs": x})
-    return await answer(answer_format, manifest, {"inputs": x}, "inputs")
+    return await answer(call, answer_format, manifest, {"inputs": x}, "inputs")
 
 
 @router.get("/livez", **openapi.LIVEZ)
@@ -192,7 +199,7 @@ async def _read_rows(
 ) -> tuple[Manifest, RowsOptions, Array]:
     """Read a model, options and rows, whatever the media type of the body."""
     body = await call.read_body()
-    if len(body) <= _SMALL_BODY:
+    if len(body) <= (_SMALL_ARRAY if call.media_type == npy.MEDIA_TYPE else _SMALL_BODY):
         manifest, options, rows = _parse_rows(call, body, kind, field)
     else:
         manifest, options, rows = await asyncio.to_thread(_parse_rows, call, body, kind, field)
@@ -204,8 +211,9 @@ def _parse_rows(
     call: Call, body: Body, kind: type[RowsOptions], field: Literal["inputs", "latents"]
 ) -> tuple[Manifest, RowsOptions, Array]:
     flows, media_type = call.flows, call.media_type
+    check_rows = partial(flows.check_rows, what="rows")  # before they are decoded
     if media_type == json_body.MEDIA_TYPE:
-        value, members = json_body.read_rows(body, field, partial(flows.check_rows, what="rows"))
+        value, members = json_body.read_rows(body, field, check_rows)
         options = read_options(kind, call.query, members)
         manifest = flows.manifest(options.model)
         read_json = inputs_from_json if field == "inputs" else latents_from_json
@@ -214,11 +222,19 @@ def _parse_rows(
     manifest = flows.manifest(options.model)
     if media_type == npy.MEDIA_TYPE:
         read_array = inputs_from_array if field == "inputs" else latents_from_array
-        return manifest, options, read_array(npy.read(body), manifest)
-    accepted = [json_body.MEDIA_TYPE, npy.MEDIA_TYPE]
+        return manifest, options, read_array(npy.read(_writable(body), check_rows), manifest)
+    if media_type == arrow.MEDIA_TYPE:
+        read_columns = inputs_from_arrow if field == "inputs" else latents_from_arrow
+        return manifest, options, read_columns(arrow.read(_writable(body), check_rows), manifest)
+    accepted = [json_body.MEDIA_TYPE, npy.MEDIA_TYPE, arrow.MEDIA_TYPE]
     if field == "inputs" and manifest.value_range is not None and manifest.is_picture:
         if media_type in image.MEDIA_TYPES:
             pixels = image.read(body, manifest.shape, manifest.value_range, "the image")
             return manifest, options, pixels[None]
         accepted += image.MEDIA_TYPES
     raise UnsupportedMediaType(f"the body must be {', '.join(accepted)}")
+
+
+def _writable(body: Body) -> bytearray:
+    """The same bytes where rows that are views of them may be given to torch, which wants to be able to write."""
+    return body if isinstance(body, bytearray) else bytearray(body)

@@ -10,7 +10,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
-from service.codecs import json_body
+from service.codecs import compression, json_body
 from service.errors import BadRequest, DeadlineExceeded, ServiceError, TooLarge, Unavailable, UnsupportedMediaType
 from service.flows import Budget, Flows
 from service.settings import Settings
@@ -80,27 +80,48 @@ class Call(Request):
             raise BadRequest(f"{TIMEOUT_HEADER} must be a whole number of milliseconds, from 1")
         return min(int(text) / 1000, self.settings.deadline_s)
 
+    @property
+    def takes_gzip(self) -> bool:
+        """Whether the answer may be compressed."""
+        codings = self.header("accept-encoding").lower().replace(" ", "").split(",")
+        return "gzip" in codings or "*" in codings
+
     async def read_body(self) -> Body:
-        """Read the body, never more of it than the limit, compressed or not. Raises TooLarge."""
+        """Read the body, never more of it than the limit, before and after it is inflated.
+
+        Raises TooLarge, UnsupportedMediaType for an unknown encoding, and BadRequest for what is not of a known one.
+        """
         limit = self.settings.max_body_bytes
         announced = self.header("content-length")
         if announced.isdecimal() and int(announced[:20]) > limit:
             raise TooLarge(f"a body of {announced[:20]} bytes is over the limit of {limit} (GLOW_MAX_BODY_BYTES)")
-        if self.header("content-encoding").strip().lower() not in ("", "identity"):
-            raise UnsupportedMediaType("compressed bodies are not read; send the body without Content-Encoding")
-        whole, more = await self._receive_part()
-        if more:  # one array for all parts, and writable, so that rows can be views of it
-            parts = bytearray(whole)
-            while more:
-                part, more = await self._receive_part()
-                parts += part
-                if len(parts) > limit:
-                    break
-            whole = parts
-        if len(whole) > limit:
+        encoding = self.header("content-encoding").strip().lower()
+        body = await (self._read_plain() if encoding in ("", "identity") else self._read_inflated(encoding))
+        if len(body) > limit:
             raise TooLarge(f"the body is over the limit of {limit} bytes (GLOW_MAX_BODY_BYTES)")
         self._has_body = True
+        return body
+
+    async def _read_plain(self) -> Body:
+        """Read the body, or as much of it as shows that it is too large."""
+        body, more = await self._receive_part()
+        if not more:
+            return body
+        whole = bytearray(body)
+        while more and len(whole) <= self.settings.max_body_bytes:
+            part, more = await self._receive_part()
+            whole += part
         return whole
+
+    async def _read_inflated(self, encoding: str) -> bytearray:
+        if encoding not in compression.ENCODINGS:
+            raise UnsupportedMediaType(f"Content-Encoding must be {' or '.join(compression.ENCODINGS)}")
+        inflater = compression.Inflater(encoding, self.settings.max_body_bytes)
+        more = True
+        while more:
+            part, more = await self._receive_part()
+            inflater.feed(part)
+        return inflater.finish()
 
     async def _receive_part(self) -> tuple[Body, bool]:
         message = await self.receive()

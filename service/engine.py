@@ -85,6 +85,8 @@ class Engine:
 
         Raises ArtifactError for a model whose golden case no plan reproduces.
         """
+        if self._schedules:  # an application that is started again
+            return
         settings = self._settings
         deadline = time.monotonic() + (MEASURING_ONCE_S if settings.cache_dir else MEASURING_S)
         for done, (name, runner) in enumerate(self._runners.items()):

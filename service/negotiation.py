@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from service.codecs import image, json_body, npy
+from service.codecs import arrow, image, json_body, npy
 from service.errors import NotAcceptable
 from service.options import Format
 
-MEDIA_TYPES: dict[Format, str] = {"json": json_body.MEDIA_TYPE, "npy": npy.MEDIA_TYPE, "png": image.MEDIA_TYPES[0]}
+MEDIA_TYPES: dict[Format, str] = {
+    "json": json_body.MEDIA_TYPE,
+    "npy": npy.MEDIA_TYPE,
+    "arrow": arrow.MEDIA_TYPE,
+    "png": image.MEDIA_TYPES[0],
+}
 
 
 @lru_cache(1024)  # callers repeat themselves

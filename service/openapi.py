@@ -18,7 +18,8 @@ from pydantic import BaseModel
 
 from service import errors
 from service.artifact import Manifest
-from service.codecs import image, json_body, npy
+from service.call import TIMEOUT_HEADER
+from service.codecs import arrow, image, json_body, npy
 from service.options import EncodeOptions, ExampleOptions, RowOptions, SampleOptions, ScoreOptions
 
 SUMMARY = "Exact log-likelihoods, latent codes and samples of trained Glow normalizing flows."
@@ -109,6 +110,7 @@ _BINARY_HEADERS: dict[str, Any] = {
         ("x-glow-model", "Name of the model", "string"),
         ("x-glow-version", "Version of the model", "string"),
         ("x-glow-seed", "Seed of the samples", "integer"),
+        ("x-glow-alpha", "Largest p-value of an anomaly", "number"),
     )
 }
 
@@ -144,6 +146,13 @@ def _route(
     return {"openapi_extra": extra, "responses": responses}
 
 
+_TIMEOUT: Schema = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "Milliseconds after which no answer is of use any more: 504; at most GLOW_DEADLINE_S.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+}
 _READY = [errors.Unavailable]
 _MODEL = [errors.ModelNotFound, *_READY]
 _RUN = [errors.NotAcceptable, errors.Unprocessable, errors.QueueFull, errors.DeadlineExceeded, errors.TooLarge, *_MODEL]
@@ -170,6 +179,7 @@ def _rows_body(field: str, schema: Schema, options: type[BaseModel], images: boo
     content: dict[str, Any] = {
         json_body.MEDIA_TYPE: {"schema": _object({field: schema, **_options_schema(options)}, [field])},
         npy.MEDIA_TYPE: {"schema": _BINARY},
+        arrow.MEDIA_TYPE: {"schema": _BINARY},
     }
     if images:
         content |= {media_type: {"schema": _BINARY} for media_type in image.MEDIA_TYPES}
@@ -201,10 +211,10 @@ LOG_LIKELIHOOD = _route(
                 "alpha": 0.01,
             },
         ),
-        **_binary_answers(npy.MEDIA_TYPE),
+        **_binary_answers(npy.MEDIA_TYPE, arrow.MEDIA_TYPE),
     },
     _BODY,
-    _query_parameters(ScoreOptions),
+    [*_query_parameters(ScoreOptions), _TIMEOUT],
     _rows_body("inputs", _INPUTS, ScoreOptions, images=True),
 )
 ENCODE = _route(
@@ -214,10 +224,10 @@ ENCODE = _route(
             ["latents", "log_likelihood"],
             {"latents": [[0.12, -0.7, 1.04]], "log_likelihood": [-1500.25]},
         ),
-        **_binary_answers(npy.MEDIA_TYPE),
+        **_binary_answers(npy.MEDIA_TYPE, arrow.MEDIA_TYPE),
     },
     _BODY,
-    _query_parameters(EncodeOptions),
+    [*_query_parameters(EncodeOptions), _TIMEOUT],
     _rows_body("inputs", _INPUTS, EncodeOptions, images=True),
 )
 DECODE = _route(
@@ -225,10 +235,10 @@ DECODE = _route(
         **_answer_json(
             {"outputs": {"type": "array", "items": {"type": "array"}}}, ["outputs"], {"outputs": [[[[0.0, 12.5]]]]}
         ),
-        **_binary_answers(npy.MEDIA_TYPE, image.MEDIA_TYPES[0]),
+        **_binary_answers(npy.MEDIA_TYPE, arrow.MEDIA_TYPE, image.MEDIA_TYPES[0]),
     },
     _BODY,
-    _query_parameters(RowOptions),
+    [*_query_parameters(RowOptions), _TIMEOUT],
     _rows_body("latents", _LATENTS, RowOptions, images=False),
 )
 _SAMPLES = {
@@ -241,15 +251,15 @@ _SAMPLES = {
         ["samples", "log_likelihood", "seed"],
         {"samples": [[[[0.0, 12.5]]]], "log_likelihood": [-1500.25], "seed": 7},
     ),
-    **_binary_answers(npy.MEDIA_TYPE, image.MEDIA_TYPES[0]),
+    **_binary_answers(npy.MEDIA_TYPE, arrow.MEDIA_TYPE, image.MEDIA_TYPES[0]),
 }
 SAMPLE = _route(
     _SAMPLES,
     _BODY,
-    _query_parameters(SampleOptions),
+    [*_query_parameters(SampleOptions), _TIMEOUT],
     {"required": False, "content": {json_body.MEDIA_TYPE: {"schema": _object(_options_schema(SampleOptions), [])}}},
 )
-SAMPLE_BY_QUERY = _route(_SAMPLES, _RUN, _query_parameters(SampleOptions))
+SAMPLE_BY_QUERY = _route(_SAMPLES, _RUN, [*_query_parameters(SampleOptions), _TIMEOUT])
 _STATUS = _json({"status": "ok"}, _object({"status": {"const": "ok"}}, ["status"]))
 _SUMMARY = {"name": "fashion-mnist", "version": "0123456789ab", "kind": "image", "shape": [1, 28, 28]}
 _MODEL_SCHEMA = {
@@ -279,7 +289,7 @@ EXAMPLE = _route(
             {"model": "fashion-mnist", "inputs": [[[[0.0, 12.0]]]]},
             _object({"model": {"type": "string"}, "inputs": _INPUTS}, ["model", "inputs"]),
         ),
-        **_binary_answers(npy.MEDIA_TYPE, image.MEDIA_TYPES[0]),
+        **_binary_answers(npy.MEDIA_TYPE, arrow.MEDIA_TYPE, image.MEDIA_TYPES[0]),
     },
     [errors.NotAcceptable, errors.Unprocessable, *_MODEL],
     _query_parameters(ExampleOptions),

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.errors import Unprocessable
 from service.noise import MAX_SEED
 
-Format = Literal["json", "npy", "png"]
+Format = Literal["json", "npy", "arrow", "png"]
 
 
 class Options(BaseModel):
@@ -42,7 +42,9 @@ class RowOptions(Options):
 class EncodeOptions(RowOptions):
     """Options of /encode."""
 
-    format: Literal["json", "npy"] | None = Field(None, description="Media type of the answer, over the Accept header.")
+    format: Literal["json", "npy", "arrow"] | None = Field(
+        None, description="Media type of the answer, over the Accept header."
+    )
 
 
 class Dequantization(BaseModel):

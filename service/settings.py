@@ -56,6 +56,9 @@ class Settings(BaseSettings):
     max_request_rows: int = Field(4096, ge=1, description="Rows of one request, dequantization samples counted.")
     max_queue_rows: int = Field(32768, ge=1, description="Rows waiting for the engine before requests get 429.")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Bytes of one request body, decompressed.")
+    gzip_min_bytes: int = Field(
+        2**16, ge=0, description="Bytes from which JSON answers are compressed, for callers that accept gzip."
+    )
     deadline_s: float = Field(
         60.0,
         gt=0,
