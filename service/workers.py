@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
+from service.protocol import Protocol
 from service.settings import Settings, SettingsError, read_settings
 
 BACKLOG = 2048  # connections that wait to be accepted
@@ -85,7 +86,7 @@ def _config(app: FastAPI | str, settings: Settings) -> uvicorn.Config:
         factory=isinstance(app, str),
         workers=settings.workers,
         loop="uvloop",
-        http="httptools",
+        http=Protocol,
         ws="none",
         access_log=False,
         log_level=settings.log_level,

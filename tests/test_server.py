@@ -41,19 +41,25 @@ def server(*arguments: object) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     process = start(*arguments, "--port", port)
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(600):
-            if process.poll() is not None:
-                break
-            try:
-                if httpx.get(f"{url}/readyz").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.1)
-        assert process.poll() is None, process.communicate()
+        wait_until_ready(url, process)
         yield url, process
     finally:
         process.kill()
         process.communicate()
+
+
+def wait_until_ready(url: str, process: "subprocess.Popen[str]") -> None:
+    for _ in range(600):
+        if process.poll() is not None:
+            break
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError(process.communicate())
 
 
 def test_a_started_server_answers_and_a_signal_lets_it_finish_what_it_took(models_dir: Path) -> None:
@@ -69,6 +75,51 @@ def test_a_started_server_answers_and_a_signal_lets_it_finish_what_it_took(model
             response.read()
             assert len(response.json()["samples"]) == 2000
         assert process.wait(30) in (0, -signal.SIGTERM)
+
+
+def counted(url: str) -> float:
+    """Requests to /encode that were answered, by all workers."""
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("glow_requests_total"))
+
+
+def test_workers_share_port_and_figures_and_are_started_again(models_dir: Path) -> None:
+    with server("--models", models_dir / "tiny-table.pt", "--workers", "2") as (url, process):
+        body = {"inputs": [[0.5, 1010.0, 3.0]]}
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        for answered in (20, 40):
+            for _ in range(20):  # a connection each, so that both workers get some
+                assert httpx.post(f"{url}/encode", json=body).status_code == 200
+            assert counted(url) == answered
+            workers = [int(pid) for pid in children.read_text().split() if b"spawn_main" in command(int(pid))]
+            assert len(workers) == 2
+            if answered == 20:
+                os.kill(workers[0], signal.SIGKILL)
+                wait_until_ready(url, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) in (0, -signal.SIGTERM)
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{url}/livez")
+
+
+def command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_the_head_and_the_body_of_an_answer_come_together(models_dir: Path) -> None:
+    with server("--models", models_dir / "tiny-table.pt") as (url, _):
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        with socket.create_connection(address, timeout=10) as connection:
+            connection.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n" * 3)  # and pipelined ones in order
+            answers = b""
+            while answers.count(b'{"status":"ok"}') < 3:
+                part = connection.recv(2**16)
+                assert part.endswith(b'{"status":"ok"}')
+                answers += part
+            connection.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            last = connection.recv(2**16)
+            assert last.endswith(b'{"status":"ok"}')
+            assert connection.recv(1) == b""
 
 
 @pytest.mark.parametrize(
