@@ -1,0 +1,193 @@
+"""The comparison of servers: what could be wrong without showing, and one short run."""
+
+import asyncio
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.serving import __main__ as serving
+from benchmarks.serving import processes
+from benchmarks.serving.bodies import table_rows, write_body
+from benchmarks.serving.client import Client, Outcome
+from benchmarks.serving.idle import idle_connections, is_open
+from benchmarks.serving.overload import due_times, report, slope
+from benchmarks.serving.report import Reading, ratios, table
+from benchmarks.serving.servers import glow, log_likelihoods, running
+from benchmarks.serving.wrk import parse
+from model.cli import run_command
+from service.artifact import open_artifact
+
+BURN = "import time\nwhile time.process_time() < 0.5: pass\n"
+READING = Reading(rps=1, p50_ms=1, p99_ms=1, rows_per_s=1, cpu_s=1, rss_mb=1)
+
+
+def test_the_result_of_wrk_is_the_one_line_that_the_script_prints() -> None:
+    line = '{"rps": 5.5, "p50_ms": 1.25, "p99_ms": 9.5, "max_ms": 30, "requests": 12, "refused": 1, "errors": 2}'
+    result = parse(f"Running 1s test @ http://host\n  Latency  1.00ms\nRESULT {line}\n")
+    assert (result.rps, result.p50_ms, result.p99_ms, result.max_ms) == (5.5, 1.25, 9.5, 30)
+    assert (result.requests, result.refused, result.errors) == (12, 1, 2)
+    for output in ("", f"RESULT {line}\nRESULT {line}\n"):
+        with pytest.raises(ValueError, match="unpack"):
+            parse(output)
+
+
+def start(code: str) -> "subprocess.Popen[bytes]":
+    """A process that leads its session, once it has said that it is ready."""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.stdout.close()
+    return process
+
+
+def test_a_tree_of_processes_has_the_time_of_its_living_and_of_its_ended_ones() -> None:
+    process = start(
+        "import subprocess, sys, time\n"
+        f"subprocess.run([sys.executable, '-c', {BURN!r}])\n"
+        f"living = {BURN + 'print(flush=True); time.sleep(60)'!r}\n"
+        "child = subprocess.Popen([sys.executable, '-c', living], stdout=subprocess.PIPE, start_new_session=True)\n"
+        f"child.stdout.readline()\n{BURN}"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    try:
+        used = processes.usage(process.pid)
+        assert 1.4 < used.cpu_s < 2.5
+        assert len(processes.tree(process.pid)) == 2
+        assert 5e6 < used.rss < used.peak_rss * 1.05 < 2e8
+    finally:
+        processes.stop(process)
+
+
+def test_a_stop_ends_also_those_that_left_the_session_and_ignore_the_signal() -> None:
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    process = start(
+        "import subprocess, sys, time\n"
+        f"command = [sys.executable, '-c', {stubborn!r}]\n"
+        "child = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)\n"
+        "child.stdout.readline()\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    pids = [member.pid for member in processes.tree(process.pid)]
+    assert len(pids) == 2
+    processes.stop(process)
+    assert process.returncode == -signal.SIGTERM
+    assert not set(pids) & {member.pid for member in processes.all_processes() if member.state != "Z"}
+
+
+def test_ratios_are_of_medians() -> None:
+    ours = [replace(READING, rps=rps) for rps in (10, 40, 1000)]
+    theirs = [replace(READING, rps=rps) for rps in (1, 20, 30)]
+    assert ratios(ours, theirs)["rps"] == 2  # the median of the ratios is 10, the ratio of the means 20.6
+    lines = table("load", {"glow": ours, "other": [replace(one, refused=3) for one in theirs]}).splitlines()
+    assert lines[2].startswith("| glow | 40 | ")
+    assert lines[3].endswith("| 9 | 0 |")
+    assert lines[4].startswith("| glow / other | 2 | 1 | ")
+
+
+def test_the_open_loop_counts_from_when_a_request_was_due() -> None:
+    """A server that answers one at a time, slower than they come: each waits longer than the one before."""
+
+    async def run() -> list[Outcome]:
+        busy = asyncio.Lock()
+        answers = iter([b"200 OK"] * 15 + [b"429 Too Many Requests"] * 5)
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(asyncio.IncompleteReadError):
+                while await reader.readuntil(b"\r\n\r\nbody"):
+                    async with busy:
+                        await asyncio.sleep(0.03)
+                        writer.write(b"HTTP/1.1 " + next(answers) + b"\r\nContent-Length: 4\r\n\r\ndone")
+            writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            client = Client(f"http://127.0.0.1:{port}/path?a=b", b"body", "text/plain", timeout_s=30)
+            outcomes = await client.run(due_times(100, 0.2, poisson=False))
+            await asyncio.sleep(0.05)  # in which the server sees that its connections are closed
+            return outcomes
+
+    outcomes = asyncio.run(run())
+    assert [outcome.status for outcome in outcomes] == ["200"] * 15 + ["429"] * 5
+    assert [outcome.scheduled for outcome in outcomes] == pytest.approx(np.arange(20) / 100)
+    assert all(outcome.latency >= 0.03 * (i + 1) - 0.01 * i - 0.001 for i, outcome in enumerate(outcomes))
+    text = report(outcomes, seconds=0.2, peak=30, deadline_s=60)
+    assert "statuses: 200 15, 429 5" in text
+    assert sum(outcome.done <= 0.2 for outcome in outcomes) <= 6
+
+
+def test_arrivals_have_the_rate_and_memory_the_slope_that_was_asked() -> None:
+    assert due_times(4, 1, poisson=False) == [0, 0.25, 0.5, 0.75]
+    times = due_times(100, 50, poisson=True)
+    assert abs(len(times) - 5000) < 4 * 5000**0.5
+    assert np.diff(times).std() == pytest.approx(0.01, rel=0.1)
+    assert 0 <= times[0] < times[-1] < 50
+    samples = [(float(t), round(1e6 * (50 if t < 30 else 50 + (t - 30) / 6))) for t in range(60)]
+    assert slope(samples) == pytest.approx(10, rel=1e-3)
+
+
+def test_a_connection_that_the_server_closed_is_not_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with idle_connections(base, 2, ask=False) as connections:
+            accepted = [listener.accept()[0] for _ in connections]
+            assert [is_open(connection) for connection in connections] == [True, True]
+            accepted[0].close()
+            kept = next(i for i, one in enumerate(connections) if one.getsockname() == accepted[1].getpeername())
+            assert [is_open(connection) for connection in connections] == [i == kept for i in range(2)]
+            accepted[1].close()
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+def test_the_service_is_measured_for_a_second(models_dir: Path, tmp_path: Path) -> None:
+    artifact = models_dir / "tiny-table.pt"
+    rows = table_rows(artifact, 16)
+    load, body = serving.Load(16, "json", 2), write_body(tmp_path, rows, "json")
+    with running(glow(artifact, threads=1, cache_dir=tmp_path / "cache"), body) as server:
+        reading = serving.measure(server, load, body, seconds=1)
+        answers = log_likelihoods(server, body)
+        pids = {member.pid for member in processes.tree(server.pid)}
+    assert (reading.refused, reading.errors) == (0, 0)
+    assert reading.rows_per_s == 16 * reading.rps > 16
+    assert 0 < reading.p50_ms <= reading.p99_ms < 1000
+    assert 0 < reading.cpu_s * reading.rps / 1000 < 4  # cores
+    assert reading.rss_mb > 50
+    assert not pids & {member.pid for member in processes.all_processes()}
+    golden = open_artifact(artifact).manifest.golden.log_prob
+    assert len(answers) == 16
+    assert np.abs(np.subtract(answers, np.resize(golden, 16))).max() < 5  # rows like the golden ones
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "message"),
+    [
+        (["--only=triton"], None, "must be some of glow,fastapi,litserve,bentoml, got 'triton'"),
+        (["--rounds=0"], None, "must be a number of at least 1, got 0"),
+        ([], "", "wrk is not installed: apt-get install wrk"),
+    ],
+)
+def test_wrong_use_ends_with_one_line_and_code_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    path: str | None,
+    message: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["serving", *arguments])
+    if path is not None:
+        monkeypatch.setenv("PATH", path)
+    with pytest.raises(SystemExit) as raised:
+        run_command(serving.main)
+    assert raised.value.code == 2
+    stderr = capsys.readouterr().err
+    assert message in stderr
+    assert stderr.count("\n") == 1
