@@ -7,7 +7,8 @@ ARTIFACTS ?= fashion-mnist breast-cancer
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test check format artifacts bench-engine bench-engine-cuda bench-conditioners bench-plane bench-adbench bench-why bench-json clean
+.PHONY: serve test check format artifacts bench-engine bench-engine-cuda bench-conditioners bench-plane bench-adbench bench-why \
+    bench-json bench-serving bench-overload bench-idle clean
 
 serve: $(VENV)/.serve
 	GLOW_CACHE_DIR=$${GLOW_CACHE_DIR-.cache} $(BIN)/python -m service --port $(PORT)
@@ -55,6 +56,16 @@ bench-json: $(VENV)/.test
 bench-why: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.why_a_flow --seconds 120 \
 	    $(if $(wildcard $(DATA)/fashion-mnist),--data $(DATA)/fashion-mnist) --out benchmarks/why_a_flow/RESULTS.md
+
+# The service under load (wrk is needed): beside its peers, about 9 minutes; above its peak; beside idle connections.
+bench-serving: $(VENV)/.test
+	$(BIN)/python -W ignore -m benchmarks.serving
+
+bench-overload: $(VENV)/.test
+	$(BIN)/python -W ignore -m benchmarks.serving.overload
+
+bench-idle: $(VENV)/.test
+	$(BIN)/python -W ignore -m benchmarks.serving.idle
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache
