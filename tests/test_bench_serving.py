@@ -67,6 +67,13 @@ def test_a_tree_of_processes_has_the_time_of_its_living_and_of_its_ended_ones() 
         processes.stop(process)
 
 
+def test_the_machine_is_as_busy_as_what_runs_on_it() -> None:
+    busy, ours = processes.busy_s(), processes.waited_for_s()
+    subprocess.run([sys.executable, "-c", BURN], check=True)
+    assert 0.48 < processes.waited_for_s() - ours < 1
+    assert processes.busy_s() - busy > 0.45
+
+
 def test_a_stop_ends_also_those_that_left_the_session_and_ignore_the_signal() -> None:
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
     process = start(
@@ -171,6 +178,7 @@ def test_the_service_is_measured_for_a_second(models_dir: Path, tmp_path: Path) 
     ("arguments", "path", "message"),
     [
         (["--only=triton"], None, "must be some of glow,fastapi,litserve,bentoml, got 'triton'"),
+        (["--only=fastapi", "--loads=npy-4096-c4"], None, "only glow is measured under these"),
         (["--rounds=0"], None, "must be a number of at least 1, got 0"),
         ([], "", "wrk is not installed: apt-get install wrk"),
     ],

@@ -25,7 +25,7 @@ from benchmarks.serving.forward import SIZES, forward_seconds, log_prob_of_scrip
 from benchmarks.serving.report import OURS, Reading, table
 from benchmarks.serving.servers import CACHE, REQUIREMENTS, Running, Server, glow, log_likelihoods, peer, running
 from benchmarks.serving.wrk import drive, require_wrk
-from model.cli import Parser, run_command
+from model.cli import Parser, UsageError, run_command
 from service.machine import processor
 from service.settings import EMBEDDED_ARTIFACTS
 
@@ -72,9 +72,11 @@ def measure(server: Running, load: Load, body: Path, seconds: float) -> Reading:
     run = partial(drive, server.url, body, MEDIA_TYPES[load.media], load.connections)
     run(WARM_UP_S)
     time.sleep(SETTLING_S)
+    started, busy, ours = time.monotonic(), processes.busy_s(), processes.waited_for_s()
     before = processes.usage(server.pid)
     result = run(seconds)
     after = processes.usage(server.pid)
+    foreign_s = processes.busy_s() - busy - (processes.waited_for_s() - ours) - (after.cpu_s - before.cpu_s)
     return Reading(
         rps=result.rps,
         p50_ms=result.p50_ms,
@@ -82,6 +84,7 @@ def measure(server: Running, load: Load, body: Path, seconds: float) -> Reading:
         rows_per_s=result.rps * load.rows,
         cpu_s=1000 * (after.cpu_s - before.cpu_s) / max(1, result.requests),
         rss_mb=after.rss / 1e6,
+        foreign_cpus=max(0.0, foreign_s / (time.monotonic() - started)),
         refused=result.refused,
         errors=result.errors,
     )
@@ -111,10 +114,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--loads", type=some_of(LOADS), default=list(LOADS), help=f"some of {','.join(LOADS)}")
     parser.add_argument("--threads", type=at_least(int, 0), help="GLOW_THREADS of the service (default: its own)")
     args = parser.parse_args(argv)
+    loads = [LOADS[name] for name in args.loads if OURS in args.only or not LOADS[name].ours_only]
+    if not loads:
+        raise UsageError(f"--loads {','.join(args.loads)}: only {OURS} is measured under these")
     require_wrk()
     settings = {} if args.threads is None else {"threads": args.threads}
     servers = [glow(ARTIFACT, **settings) if name == OURS else peer(name, ARTIFACT) for name in args.only]
-    loads = [LOADS[name] for name in args.loads]
     rows = table_rows(ARTIFACT, max(SIZES))
     expected = log_prob_of_script(ARTIFACT, rows[:64])
     readings: Readings = {load.name: {} for load in loads}
@@ -137,9 +142,11 @@ def main(argv: list[str]) -> None:
                             readings[load.name].setdefault(server.name, []).append(reading)
                     peak = processes.usage(started.pid).peak_rss / 1e6
                     peaks[server.name] = max(peak, peaks.get(server.name, 0))
-    print("\n\n".join(table(load, by_server) for load, by_server in readings.items() if by_server))
+    print("\n\n".join(table(load, by_server) for load, by_server in readings.items()))
     print("\npeak RSS, MB: " + ", ".join(f"{name} {peak:,.0f}" for name, peak in peaks.items()))
     print_beside_the_model(readings, {what: statistics.median(seconds) for what, seconds in forward.items()})
+    foreign = [one.foreign_cpus for by_server in readings.values() for seen in by_server.values() for one in seen]
+    print(f"CPUs kept busy by other processes: median {statistics.median(foreign):.2f}, most {max(foreign):.2f}")
     print(f"{processor()}, torch {torch.__version__}, rounds: {args.rounds} of {args.seconds:g} s a load")
 
 

@@ -15,6 +15,7 @@ from model.cli import UsageError
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+_STAT = Path("/proc/stat")
 ORPHANS_S = 1.0  # in which those whose parent has ended may end by themselves
 
 
@@ -63,6 +64,18 @@ def usage(root: int) -> Usage:
         rss=sum(process.rss for process in members),
         peak_rss=sum(_peak_rss(process.pid) for process in members),
     )
+
+
+def busy_s() -> float:
+    """Seconds of CPU that the whole machine has spent on anything so far, all CPUs together."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, _STAT.read_text().split(maxsplit=9)[1:9])
+    return (user + nice + system + irq + softirq + steal) / TICKS
+
+
+def waited_for_s() -> float:
+    """Seconds of CPU of this process and of its children that have ended."""
+    own = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(used.ru_utime + used.ru_stime for used in own)
 
 
 def stop(process: subprocess.Popen[bytes], patience_s: float = 20) -> None:

@@ -19,6 +19,7 @@ class Reading:
     rows_per_s: float
     cpu_s: float  # of the whole tree of processes, per 1,000 requests
     rss_mb: float
+    foreign_cpus: float = 0  # that processes of neither the server nor the benchmark kept busy
     refused: int = 0
     errors: int = 0
 
