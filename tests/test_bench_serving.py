@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -67,11 +68,21 @@ def test_a_tree_of_processes_has_the_time_of_its_living_and_of_its_ended_ones() 
         processes.stop(process)
 
 
-def test_the_machine_is_as_busy_as_what_runs_on_it() -> None:
-    busy, ours = processes.busy_s(), processes.waited_for_s()
-    subprocess.run([sys.executable, "-c", BURN], check=True)
-    assert 0.48 < processes.waited_for_s() - ours < 1
-    assert processes.busy_s() - busy > 0.45
+def test_what_neither_the_server_nor_the_benchmark_runs_is_foreign() -> None:
+    server = start(f"print('ready', flush=True)\n{BURN}time.sleep(60)\n")
+    try:
+        ours, meter, foreigner = processes.waited_for_s(), processes.Meter(server.pid), processes.Meter(1 << 30)
+        subprocess.run([sys.executable, "-c", BURN], check=True)
+        while processes.usage(server.pid).cpu_s < 0.4:
+            time.sleep(0.01)
+        used, rest = meter.read()
+        nothing, rest_and_used = foreigner.read()
+    finally:
+        processes.stop(server)
+    assert processes.waited_for_s() - ours > 0.45
+    assert 0.3 < used < 0.7
+    assert nothing == 0
+    assert rest_and_used > rest  # to whom the server is one of the others
 
 
 def test_a_stop_ends_also_those_that_left_the_session_and_ignore_the_signal() -> None:

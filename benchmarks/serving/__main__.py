@@ -72,19 +72,17 @@ def measure(server: Running, load: Load, body: Path, seconds: float) -> Reading:
     run = partial(drive, server.url, body, MEDIA_TYPES[load.media], load.connections)
     run(WARM_UP_S)
     time.sleep(SETTLING_S)
-    started, busy, ours = time.monotonic(), processes.busy_s(), processes.waited_for_s()
-    before = processes.usage(server.pid)
+    meter = processes.Meter(server.pid)
     result = run(seconds)
-    after = processes.usage(server.pid)
-    foreign_s = processes.busy_s() - busy - (processes.waited_for_s() - ours) - (after.cpu_s - before.cpu_s)
+    cpu_s, foreign_cpus = meter.read()
     return Reading(
         rps=result.rps,
         p50_ms=result.p50_ms,
         p99_ms=result.p99_ms,
         rows_per_s=result.rps * load.rows,
-        cpu_s=1000 * (after.cpu_s - before.cpu_s) / max(1, result.requests),
-        rss_mb=after.rss / 1e6,
-        foreign_cpus=max(0.0, foreign_s / (time.monotonic() - started)),
+        cpu_s=1000 * cpu_s / max(1, result.requests),
+        rss_mb=processes.usage(server.pid).rss / 1e6,
+        foreign_cpus=foreign_cpus,
         refused=result.refused,
         errors=result.errors,
     )

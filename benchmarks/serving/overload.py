@@ -101,12 +101,14 @@ def main(argv: list[str]) -> None:
             time.sleep(2)
             client = Client(started.url, body.read_bytes(), media_type, deadline_s + PATIENCE_S)
             due, over = due_times(args.times * peak, args.seconds, args.arrivals == "poisson"), Event()
+            meter = processes.Meter(started.pid)
             sampled = threads.submit(watch, started.pid, over)
             try:
                 outcomes = asyncio.run(client.run(due))
             finally:
                 over.set()
             samples = sampled.result()
+            _, foreign_cpus = meter.read()
     print(f"offered: {len(due) / args.seconds:,.1f} requests/s for {args.seconds:g} s, {args.arrivals} arrivals")
     print(report(outcomes, args.seconds, peak, deadline_s))
     offered = [sample for sample in samples if sample[0] <= args.seconds]
@@ -115,6 +117,7 @@ def main(argv: list[str]) -> None:
         f"RSS: {start:.0f} MB at the start, {middle:.0f} in the middle, {end:.0f} at the end, "
         f"{slope(offered):+.1f} MB a minute over the second half; {samples[-1][1] / 1e6:.0f} when all was answered"
     )
+    print(f"CPUs kept busy by other processes: {foreign_cpus:.2f}")
 
 
 if __name__ == "__main__":

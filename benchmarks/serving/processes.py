@@ -78,6 +78,22 @@ def waited_for_s() -> float:
     return sum(used.ru_utime + used.ru_stime for used in own)
 
 
+class Meter:
+    """CPU time from now on."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._start = self._now()
+
+    def read(self) -> tuple[float, float]:
+        """Seconds of CPU of a tree; CPUs kept busy by what is neither that tree nor this process and its children."""
+        seconds, busy, ours, used = (now - then for now, then in zip(self._now(), self._start, strict=True))
+        return used, max(0.0, busy - ours - used) / seconds
+
+    def _now(self) -> tuple[float, float, float, float]:
+        return time.monotonic(), busy_s(), waited_for_s(), usage(self._root).cpu_s
+
+
 def stop(process: subprocess.Popen[bytes], patience_s: float = 20) -> None:
     """End a process that leads its session: a signal to it, then by force whatever of its tree is left."""
     members = tree(process.pid)
