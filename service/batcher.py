@@ -72,16 +72,16 @@ class _Pace:
 class Batcher(Generic[Key]):
     """Runs ``run(key, rows) -> arrays`` on a thread of its own, for whatever waits the moment it is free.
 
-    Requests with equal keys share a call; nothing is ever delayed to wait for more. ``room(key)`` says how many rows a
-    call may have; a request with more is split, streamed through and joined. Each output array must have one entry per
-    row. A call that fails is tried again in halves, so that only the requests that make it fail are failed by it. At
-    most ``max_queue_rows`` wait. ``observe`` is told of every call, on the event loop.
+    Requests with equal keys share a call; nothing is ever delayed to wait for more. ``room(key, waiting)`` says how
+    many rows a call may have, given how many wait; a request with more is split, streamed through and joined. Each
+    output array must have one entry per row. A call that fails is tried again in halves, so that only the requests that
+    make it fail are failed by it. At most ``max_queue_rows`` wait. ``observe`` is told of each call, on the event loop.
     """
 
     def __init__(
         self,
         run: Callable[[Key, Array], Arrays],
-        room: Callable[[Key], Room],
+        room: Callable[[Key, int], Room],
         max_queue_rows: int,
         prepare: Callable[[], None] = lambda: None,
         observe: Callable[[Pass[Key]], None] = lambda done: None,
@@ -126,7 +126,7 @@ class Batcher(Generic[Key]):
         """Run rows and return their outputs, one entry per row, in order.
 
         Cancelling drops what the engine has not taken. Raises TooLarge for more rows than may ever wait, QueueFull for
-        more than may wait now or where the answer would likely take longer than ``patience_s``, Unavailable, or what
+        more than may wait now, or where what waits is likely to take longer than ``patience_s``, Unavailable, or what
         ``run`` raised for these rows.
         """
         future: asyncio.Future[Arrays] = self._loop.create_future()
@@ -143,6 +143,8 @@ class Batcher(Generic[Key]):
             with self._lock:
                 self._queue.drop(request)
             raise
+        finally:
+            del future  # a cycle otherwise where it failed, that holds the rows
         return Answer(outputs, request.started - request.submitted, request.finished - request.started)
 
     def _admit(self, request: _Request, patience_s: float) -> None:
@@ -151,7 +153,7 @@ class Batcher(Generic[Key]):
             raise Unavailable("the service is stopping")
         if num_rows > limit:
             raise TooLarge(f"{num_rows} rows are more than the queue may hold, {limit} (GLOW_MAX_QUEUE_ROWS)")
-        if num_rows <= self._room(request.key).brief:
+        if num_rows <= self._room(request.key, num_rows).brief:
             self._small_at = request.submitted
         waiting = sum(self._queue.waiting.values())
         if not waiting:
@@ -166,7 +168,8 @@ class Batcher(Generic[Key]):
             )
         if drain_s > patience_s:
             raise QueueFull(
-                f"{waiting} rows are waiting, about {drain_s:.1f} s of work, and the deadline is in {patience_s:.1f} s",
+                f"{waiting} rows are waiting, about {drain_s:.1f} s of work, and the request may wait for "
+                f"{patience_s:.1f} s (its deadline, or GLOW_MAX_WAIT_S)",
                 retry_after_s=drain_s - patience_s,
             )
 

@@ -142,7 +142,10 @@ class Call(Request):
         if self._ending is not None and isinstance(error, asyncio.CancelledError):
             assert self._task is not None
             self._task.uncancel()
-            raise self._ending from None
+            try:
+                raise self._ending from None
+            finally:
+                self._ending = None  # a cycle otherwise, that holds the body
 
     def _begin_watch(self) -> None:
         self._watcher = asyncio.ensure_future(self._watch())

@@ -101,11 +101,14 @@ class Engine:
                 passes |= {(operation, bucket.rows, bucket.plan) for bucket in schedule.buckets}
             runner.keep(passes)
 
-    def room(self, call: Call) -> Room:
-        """Rows that one call of ``run`` should have at most, so that others do not wait for longer than they must."""
+    def room(self, call: Call, waiting: int) -> Room:
+        """Rows that one call of ``run`` should have, given how many wait: those of the first pass that they would take.
+
+        The rest is better off with what comes meanwhile. Reproducible passes are of one size; a call has some of them.
+        """
         schedule = self._schedules[call.model, call.operation]
         if not call.reproducible:
-            return Room(schedule.largest, schedule.brief)
+            return Room(schedule.begin(waiting), schedule.brief)
         canonical = self._canonical[call.model].rows
         return Room(*(max(1, rows // canonical) * canonical for rows in (schedule.largest, schedule.brief)))
 

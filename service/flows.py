@@ -116,7 +116,8 @@ class Flows:
         self, budget: Budget, manifest: Manifest, operation: Operation, rows: Array, reproducible: bool
     ) -> Arrays:
         call = Call(manifest.name, operation, reproducible)
-        answer = await self._batcher.submit(call, rows, budget.deadline - time.perf_counter())
+        patience_s = min(budget.deadline - time.perf_counter(), self.settings.max_wait_s)
+        answer = await self._batcher.submit(call, rows, patience_s)
         budget.queue_s += answer.queue_s
         budget.compute_s += answer.compute_s
         return answer.outputs

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.artifact import OPERATIONS, ArtifactError, Operation, golden_fault, golden_rows, write_whole
@@ -76,7 +75,7 @@ class Schedule(BaseModel):
         return max([good.rows, *(bucket.rows for bucket in self.buckets if bucket.seconds <= BRIEF_S)])
 
     @cached_property
-    def _first_bucket(self) -> npt.NDArray[np.int64]:
+    def _first_bucket(self) -> list[int]:
         """For each number of rows up to the largest bucket, which one to begin with for the least time in all."""
         rows = np.array([bucket.rows for bucket in self.buckets])
         seconds = np.array([bucket.seconds for bucket in self.buckets])
@@ -85,11 +84,24 @@ class Schedule(BaseModel):
             totals = seconds + cost[np.maximum(left - rows, 0)]
             first[left] = totals.argmin()
             cost[left] = totals[first[left]]
-        return first
+        return first.tolist()
+
+    @cached_property
+    def _widest_bucket(self) -> list[int]:
+        """The largest of the buckets that each number of rows takes."""
+        widest = [0]
+        for left, first in enumerate(self._first_bucket[1:], 1):
+            rest = widest[max(0, left - self.buckets[first].rows)]
+            widest.append(max(first, rest))
+        return widest
+
+    @cached_property
+    def _best_bucket(self) -> Bucket:
+        return max(self.buckets, key=lambda bucket: bucket.rows / bucket.seconds)
 
     def cover(self, num_rows: int) -> list[Bucket]:
-        """Buckets for so many rows, in order; all but the last are full."""
-        best = max(self.buckets, key=lambda bucket: bucket.rows / bucket.seconds)
+        """Buckets for so many rows, the largest first; all but the last are full."""
+        best = self._best_bucket
         full = max(0, -(-(num_rows - self.largest) // best.rows))
         passes, left = [best] * full, num_rows - full * best.rows
         rest: list[Bucket] = []
@@ -97,6 +109,12 @@ class Schedule(BaseModel):
             rest.append(self.buckets[self._first_bucket[left]])
             left -= rest[-1].rows
         return passes + sorted(rest, key=lambda bucket: -bucket.rows)
+
+    def begin(self, num_rows: int) -> int:
+        """Rows of the first of those buckets."""
+        if num_rows > self.largest:
+            return self._best_bucket.rows
+        return self.buckets[self._widest_bucket[num_rows]].rows
 
     def below(self, num_rows: int) -> Schedule:
         """Without the buckets of so many rows or more, but with the smallest one."""

@@ -70,9 +70,9 @@ class Part(NamedTuple, Generic[JobT]):
 
 
 class RowQueue(Generic[JobT]):
-    """Waiting jobs by key; only jobs of one key share a pass."""
+    """Waiting jobs by key; only jobs of one key share a pass. ``room`` is asked with a key and the rows that wait."""
 
-    def __init__(self, room: Callable[[Any], Room]) -> None:
+    def __init__(self, room: Callable[[Any, int], Room]) -> None:
         self._room = room
         self._lines: dict[Hashable, list[tuple[tuple[int, int], JobT]]] = {}  # each sorted by place
         self._order = itertools.count()
@@ -107,7 +107,7 @@ class RowQueue(Generic[JobT]):
             return []
         line = min(lines, key=lambda line: line[0][0])
         key = line[0][1].key
-        room = self._room(key)
+        room = self._room(key, self.waiting[key])
         parts: list[Part[JobT]] = []
         taken = 0
         for _, job in line:

@@ -55,6 +55,12 @@ class Settings(BaseSettings):
     )
     max_request_rows: int = Field(4096, ge=1, description="Rows of one request, dequantization samples counted.")
     max_queue_rows: int = Field(32768, ge=1, description="Rows waiting for the engine before requests get 429.")
+    max_wait_s: float = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        description="Seconds of work, at the engine's pace, that may wait before requests get 429.",
+    )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Bytes of one request body, decompressed.")
     gzip_min_bytes: int = Field(
         2**16, ge=0, description="Bytes from which JSON answers are compressed, for callers that accept gzip."

@@ -49,7 +49,7 @@ class Requests(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.gate = Gate()
-        self.batcher = Batcher[str](self.gate.run, lambda key: Room(MOST, 3), CAP)
+        self.batcher = Batcher[str](self.gate.run, lambda key, waiting: Room(MOST, 3), CAP)
         self.loop.run_until_complete(self.batcher.start())
         self.sent: list[Sent] = []
         self.number = 0.0

@@ -1,6 +1,7 @@
 """Deadlines and callers that hang up: nobody waits in vain, and nothing runs for nobody."""
 
 import asyncio
+import gc
 import json
 import threading
 import time
@@ -146,3 +147,49 @@ async def test_the_metrics_tell_what_was_answered_and_what_was_refused(client: h
     assert [await figure(name) for name in names] == [before[0] + 1, before[1] + 2, before[2] + 1, before[3] + 1]
     assert await figure("glow_pass_rows_sum") > 0
     assert await figure("glow_queue_rows") == 0
+
+
+async def test_requests_leave_nothing_for_the_garbage_collector(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made to run seldom, so that what requests hold must not wait for it."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    async def answered(
+        status: int, body: bytes = ROWS, timeout: bytes = b"1000", path: str = "/log-likelihood"
+    ) -> None:
+        async def receive() -> Message:
+            if received:
+                await asyncio.sleep(60)
+            received.append(True)
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Message) -> None:
+            assert message.get("status", status) == status
+
+        received: list[bool] = []
+        headers = [(b"content-type", b"application/json"), (b"x-request-timeout-ms", timeout)]
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+        await app(scope, receive, send)
+
+    async def all_kinds() -> None:
+        await answered(200)
+        await answered(200, b'{"n": 2}', path="/sample")
+        await answered(400, b"{")
+        await answered(422, b'{"inputs": [[1]]}')
+        with monkeypatch.context() as patch:
+            patch.setattr(app.state.flows._batcher, "_run", fail)
+            await answered(500)
+        with monkeypatch.context() as patch:
+            patch.setattr(app.state.flows._batcher, "_run", lambda *_: time.sleep(0.2))
+            await answered(504, timeout=b"50")
+            await asyncio.sleep(0.3)
+
+    await all_kinds()
+    gc.collect()
+    gc.disable()
+    try:
+        await all_kinds()
+        assert gc.collect() < 20
+    finally:
+        gc.enable()

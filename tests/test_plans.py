@@ -76,6 +76,7 @@ def test_no_other_choice_of_buckets_takes_less_time(seconds: list[float], num_ro
     buckets = schedule(*seconds)
     num_rows = min(num_rows, buckets.largest)
     cost = sum(bucket.seconds for bucket in buckets.cover(num_rows))
+    assert buckets.begin(num_rows) == buckets.cover(num_rows)[0].rows
     for length in range(1, num_rows + 1):
         for other in itertools.combinations_with_replacement(buckets.buckets, length):
             if sum(bucket.rows for bucket in other) >= num_rows:

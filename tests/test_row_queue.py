@@ -22,7 +22,7 @@ def sizes(queue: RowQueue[Job], brief: bool = False) -> list[int]:
 
 
 def test_small_jobs_go_before_a_large_one_that_came_first_and_it_fills_the_pass_up() -> None:
-    queue = RowQueue[Job](lambda key: Room(8, 8))
+    queue = RowQueue[Job](lambda key, waiting: Room(8, 8))
     large, small, other = job("a", 20), job("a", 1), job("a", 2)
     for each in (large, small, other):
         queue.push(each)
@@ -31,7 +31,7 @@ def test_small_jobs_go_before_a_large_one_that_came_first_and_it_fills_the_pass_
 
 
 def test_a_job_whose_number_of_rows_have_left_is_not_overtaken_any_more() -> None:
-    queue = RowQueue[Job](lambda key: Room(4, 4))
+    queue = RowQueue[Job](lambda key, waiting: Room(4, 4))
     waiting = job("a", 6)
     queue.push(waiting)
     for _ in range(3):
@@ -45,7 +45,7 @@ def test_a_job_whose_number_of_rows_have_left_is_not_overtaken_any_more() -> Non
 
 
 def test_brief_passes_bound_large_jobs_and_no_others() -> None:
-    queue = RowQueue[Job](lambda key: Room(8, 3))
+    queue = RowQueue[Job](lambda key, waiting: Room(8, 3))
     queue.push(job("a", 20))
     assert sizes(queue, brief=True) == [3]
     for _ in range(5):
@@ -59,7 +59,7 @@ class Queue(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queue: RowQueue[Job] = RowQueue(lambda key: ROOMS[key])
+        self.queue: RowQueue[Job] = RowQueue(lambda key, waiting: ROOMS[key])
         self.jobs: list[Job] = []
         self.dropped: set[Job] = set()
         self.left: Counter[Job] = Counter()
