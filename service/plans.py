@@ -35,6 +35,7 @@ WORTH_DOUBLING = 1.02  # rows/s that a bucket must gain over all smaller ones
 SHARES = (0.5, 0.75, 1.0)  # of the time, by the end of each operation: the first tries all plans
 BRIEF_S = 0.002  # what a small request may wait for a pass of large ones without noticing
 PACE = 0.8  # of the best rows/s: less is no use to large requests
+OVERHEAD_S = 1e-4  # of a call beside its pass: what two threads and the event loop do
 MEMORY_SHARE = 0.5  # of what is available: the most that a pass may take
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Schedule(BaseModel):
         seconds = np.array([bucket.seconds for bucket in self.buckets])
         cost, first = np.zeros(self.largest + 1), np.zeros(self.largest + 1, np.int64)
         for left in range(1, self.largest + 1):
-            totals = seconds + cost[np.maximum(left - rows, 0)]
+            totals = seconds + OVERHEAD_S + cost[np.maximum(left - rows, 0)]
             first[left] = totals.argmin()
             cost[left] = totals[first[left]]
         return first.tolist()

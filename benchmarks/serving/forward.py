@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.serving.bodies import Array
 from benchmarks.timing import Run, interleaved_processes
-from service.artifact import open_artifact
+from service.artifact import open_artifact, torchscript
 from service.engine import Call, Engine
 from service.settings import Settings
 
@@ -33,18 +33,12 @@ def of_engine(artifact: Path, rows: Array, threads: int, cache: Path) -> dict[st
 def of_script(artifact: Path, rows: Array) -> dict[str, Run]:
     """The artifact as the peers run it, on one thread."""
     torch.set_num_threads(1)
-    flow, x = load_script(artifact), torch.from_numpy(rows)
-    return {f"script, {size}": partial(flow, x[:size]) for size in SIZES}
+    flow, x = torchscript.load(artifact.read_bytes()), torch.from_numpy(rows)
+    return {f"script, {size}": partial(flow.log_prob, x[:size]) for size in SIZES}
 
 
 def log_prob_of_script(artifact: Path, rows: Array) -> list[float]:
     """What the artifact itself answers."""
     with torch.inference_mode():
-        values: list[float] = load_script(artifact)(torch.from_numpy(rows)).tolist()
+        values: list[float] = torchscript.load(artifact.read_bytes()).log_prob(torch.from_numpy(rows)).tolist()
         return values
-
-
-def load_script(artifact: Path) -> torch.jit.ScriptModule:
-    """The artifact as any program may load it."""
-    script: torch.jit.ScriptModule = torch.jit.load(str(artifact))  # type: ignore[no-untyped-call]
-    return script
