@@ -24,27 +24,54 @@ _START_S = 120  # within which a worker has to show that it lives: it is busy wi
 logger = logging.getLogger(__name__)
 
 
-def listen(settings: Settings) -> socket.socket:
-    """Take the port before the models are loaded. Raises SettingsError."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+def take_port(settings: Settings) -> socket.socket:
+    """Bind a socket before the models are loaded; connections are refused until they are. Raises SettingsError."""
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+        bound = _bind(settings.host, settings.port)
+        if settings.workers > 1:  # it was free: now for others of ours, too
+            port = bound.getsockname()[1]
+            bound.close()
+            bound = _bind(settings.host, port, shared=True)
     except OSError as error:
         raise SettingsError(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
+    return bound
 
 
-def serve(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+def _bind(host: str, port: int, shared: bool = False) -> socket.socket:
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    bound.bind((host, port))
+    return bound
+
+
+class _Share:
+    """Becomes a socket on the same port in the worker that it is sent to.
+
+    With one socket for all, the first worker to wake up takes all connections that wait; with one each, the system
+    deals them out, to workers that are ready.
+    """
+
+    def __init__(self, bound: socket.socket) -> None:
+        self._address = bound.getsockname()[:2]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _bind, (*self._address, True)
+
+
+def serve(app: FastAPI, settings: Settings, bound: socket.socket) -> None:
     """Run this process's app until SIGINT or SIGTERM; requests in flight are answered first."""
-    _begin(settings, listener)
-    uvicorn.Server(_config(app, settings)).run(sockets=[listener])
+    _begin(settings, bound)
+    uvicorn.Server(_config(app, settings)).run(sockets=[bound])
 
 
-def serve_with_workers(settings: Settings, listener: socket.socket, given: Mapping[str, object]) -> None:
+def serve_with_workers(settings: Settings, bound: socket.socket, given: Mapping[str, object]) -> None:
     """The same in ``settings.workers`` processes, each started again if it ends.
 
     ``given`` are the settings that did not come from the environment, from which workers take theirs.
     """
-    _begin(settings, listener)
+    _begin(settings, bound)
     with tempfile.TemporaryDirectory(prefix="glow-") as folder:
         figures = Path(folder, "metrics")
         figures.mkdir()
@@ -54,7 +81,7 @@ def serve_with_workers(settings: Settings, listener: socket.socket, given: Mappi
             environment["GLOW_CACHE_DIR"] = folder
         os.environ.update(environment)
         config = _config("service.workers:create_worker", settings)
-        Multiprocess(config, sockets=[listener]).run()
+        Multiprocess(config, sockets=[_Share(bound)]).run()  # type: ignore[list-item]
 
 
 def create_worker() -> FastAPI:
@@ -73,11 +100,11 @@ def log_to_stderr(settings: Settings) -> None:
     )
 
 
-def _begin(settings: Settings, listener: socket.socket) -> None:
+def _begin(settings: Settings, bound: socket.socket) -> None:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one a connection, idle ones too
-    address, port = listener.getsockname()[:2]
-    logger.info("listening on %s port %d, %d workers", address, port, settings.workers)
+    address, port = bound.getsockname()[:2]
+    logger.info("serving on %s port %d, %d workers", address, port, settings.workers)
 
 
 def _config(app: FastAPI | str, settings: Settings) -> uvicorn.Config:
