@@ -33,7 +33,7 @@ from model.glow import Glow, GlowConfig, build_glow
 from model.recipe import Splits, parse_recipe
 from model.trainer import Trainer
 from service.artifact import Manifest, compile_module, open_artifact
-from service.engine import Call, Engine
+from service.engine import Engine, PassKey
 from service.machine import processor
 from service.settings import EMBEDDED_ARTIFACTS, Settings
 
@@ -152,14 +152,14 @@ def of_engine(table: Path) -> dict[str, Run]:
     images, codes = pictures(manifest), latents(manifest)
     rows = np.random.default_rng(0).normal(size=(TABLE_ROWS, COLUMNS))
     return {
-        "log_prob, 64": lambda: engine.run(Call(IMAGES, "log_prob"), images),
-        "log_prob, 1": lambda: engine.run(Call(IMAGES, "log_prob"), images[:1]),
-        "encode, 64": lambda: engine.run(Call(IMAGES, "encode"), images),
-        "decode, 64": lambda: engine.run(Call(IMAGES, "decode"), codes),
-        "sample, 64": lambda: engine.run(Call(IMAGES, "decode", reproducible=True), codes),
-        "sample, 1": lambda: engine.run(Call(IMAGES, "decode", reproducible=True), codes[:1]),
-        "table": lambda: engine.run(Call("table", "log_prob"), rows),
-        TABLE: lambda: engine.run(Call(TABLE, "log_prob"), rows),
+        "log_prob, 64": lambda: engine.run(PassKey(IMAGES, "log_prob"), images),
+        "log_prob, 1": lambda: engine.run(PassKey(IMAGES, "log_prob"), images[:1]),
+        "encode, 64": lambda: engine.run(PassKey(IMAGES, "encode"), images),
+        "decode, 64": lambda: engine.run(PassKey(IMAGES, "decode"), codes),
+        "sample, 64": lambda: engine.run(PassKey(IMAGES, "decode", reproducible=True), codes),
+        "sample, 1": lambda: engine.run(PassKey(IMAGES, "decode", reproducible=True), codes[:1]),
+        "table": lambda: engine.run(PassKey("table", "log_prob"), rows),
+        TABLE: lambda: engine.run(PassKey(TABLE, "log_prob"), rows),
     }
 
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 from service.app import create_app
 from service.artifact import ArtifactError
 from service.settings import SettingsError, read_settings
-from service.workers import log_to_stderr, serve, serve_with_workers, take_port
+from service.workers import log_to_stderr, serve, serve_with_workers, taken_port
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,17 +31,16 @@ def main(argv: list[str]) -> int:
         given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
         settings = read_settings(**given)
         log_to_stderr(settings)
-        bound = take_port(settings)
-        app = create_app(settings)  # which checks the artifacts, also for workers, who make their own
+        with taken_port(settings) as bound:
+            app = create_app(settings)  # which checks the artifacts, also for workers, who make their own
+            if settings.workers == 1:
+                serve(app, settings, bound)
+                return 0
+            del app
+            return 0 if serve_with_workers(settings, bound, given) else 1
     except (SettingsError, ArtifactError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if settings.workers == 1:
-        serve(app, settings, bound)
-    else:
-        del app
-        serve_with_workers(settings, bound, given)
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -26,22 +27,30 @@ Result = TypeVar("Result")
 
 
 class Parts(Response):
-    """A body that is sent in parts, each when the connection has room for it, so that no copy of the whole is made."""
+    """A body that is sent in parts, each when the connection has room for it, so that no copy of the whole is made.
 
-    def __init__(self, parts: Iterable[bytes | memoryview], media_type: str, headers: Mapping[str, str]) -> None:
+    A caller who does not read it in ``seconds`` is cut off.
+    """
+
+    def __init__(
+        self, parts: Iterable[bytes | memoryview], media_type: str, headers: Mapping[str, str], seconds: float
+    ) -> None:
         size = {"content-length": str(sum(map(len, parts)))} if isinstance(parts, list) else {}
         super().__init__(None, 200, {**headers, **size}, media_type)
         if not size:
             del self.headers["content-length"]
         self._parts = parts
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for part in self._parts:
-            for start in range(0, len(part), _PART_BYTES):
-                body = bytes(part[start : start + _PART_BYTES])
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        with suppress(TimeoutError):  # the server closes a connection whose answer ends early
+            async with asyncio.timeout(self._seconds):
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                for part in self._parts:
+                    for start in range(0, len(part), _PART_BYTES):
+                        body = bytes(part[start : start + _PART_BYTES])
+                        await send({"type": "http.response.body", "body": body, "more_body": True})
+                await send({"type": "http.response.body", "body": b""})
 
 
 def formats_of_inputs(manifest: Manifest) -> tuple[Format, ...]:
@@ -54,24 +63,26 @@ async def answer(
 ) -> Response:
     """Write an answer: all values as JSON, all arrays as Arrow, or the main array alone, with the rest in headers."""
     array: Array = np.asarray(values[main])
+    seconds = call.settings.deadline_s
     if answer_format == "json":
         content = await _off_loop(
             array.size, json_body.write, {"model": manifest.name, "version": manifest.version, **values}
         )
-        least = call.settings.gzip_min_bytes
-        if len(content) < least or not call.takes_gzip:
+        if len(content) < min(call.settings.gzip_min_bytes, _PART_BYTES):
             return Response(content, media_type=json_body.MEDIA_TYPE)
-        content = await asyncio.to_thread(compression.compress, content)
-        headers = {"content-encoding": "gzip", "vary": "accept-encoding"}
-        return Response(content, media_type=json_body.MEDIA_TYPE, headers=headers)
+        headers = {"vary": "accept-encoding"}
+        if len(content) >= call.settings.gzip_min_bytes and call.takes_gzip:
+            content = await asyncio.to_thread(compression.compress, content)
+            headers["content-encoding"] = "gzip"
+        return Parts([content], json_body.MEDIA_TYPE, headers, seconds)
     about = {"model": manifest.name, "version": manifest.version}
     about |= {name: str(values[name]) for name in ("alpha", "seed") if name in values}
     headers = {f"x-glow-{name}": text for name, text in about.items()}
     media_type = MEDIA_TYPES[answer_format]
     if answer_format == "arrow":
-        return Parts(arrow.write_parts(_columns(manifest, values, main), about), media_type, headers)
+        return Parts(arrow.write_parts(_columns(manifest, values, main), about), media_type, headers, seconds)
     if answer_format == "npy":
-        return Parts(npy.write_parts(array), media_type, headers)
+        return Parts(npy.write_parts(array), media_type, headers, seconds)
     assert manifest.value_range is not None  # formats_of_inputs offers PNG for images alone
     content = await _off_loop(array.size, image.write_grid, array, manifest.value_range)
     return Response(content, media_type=media_type, headers=headers)

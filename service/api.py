@@ -17,7 +17,7 @@ from service.answer import answer, formats_of_inputs, json_answer
 from service.artifact import Manifest
 from service.call import Body, Call, flows_of
 from service.codecs import arrow, image, json_body, npy
-from service.errors import UnsupportedMediaType
+from service.errors import TooLarge, Unavailable, UnsupportedMediaType
 from service.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from service.negotiation import choose_format
 from service.options import EncodeOptions, ExampleOptions, RowOptions, SampleOptions, ScoreOptions, read_options
@@ -78,6 +78,8 @@ async def decode(call: Call) -> Response:
 async def sample(call: Call) -> Response:
     """New inputs drawn from the model, and their log-likelihood under it (at temperature 1)."""
     body = await call.read_body()
+    if len(body) > _SMALL_BODY:  # parsing holds the interpreter
+        raise TooLarge(f"a body of {len(body)} bytes is over the limit of {_SMALL_BODY} for options alone")
     if body and call.media_type != json_body.MEDIA_TYPE:
         raise UnsupportedMediaType(f"the body of /sample must be {json_body.MEDIA_TYPE}")
     return await _sample(call, read_options(SampleOptions, call.query, json_body.read_object(body) if body else {}))
@@ -149,8 +151,9 @@ async def livez() -> Response:
 
 @router.get("/readyz", **openapi.READYZ)
 async def readyz(request: Request) -> Response:
-    """Every model is verified and warm."""
-    flows_of(request)
+    """Every model is verified and warm, and their engine runs."""
+    if flows_of(request).has_stopped:
+        raise Unavailable("the engine has stopped")
     return json_answer({"status": "ok"})
 
 
@@ -232,7 +235,7 @@ def _parse_rows(
             pixels = image.read(body, manifest.shape, manifest.value_range, "the image")
             return manifest, options, pixels[None]
         accepted += image.MEDIA_TYPES
-    raise UnsupportedMediaType(f"the body must be {', '.join(accepted)}")
+    raise UnsupportedMediaType(f"the body is {media_type[:100]!r}; it must be {', '.join(accepted)}")
 
 
 def _writable(body: Body) -> bytearray:

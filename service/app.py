@@ -47,6 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=openapi.VERSION,
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,  # would lead to http behind a proxy that speaks https
         telemetry={"tracing": False, "metrics": False, "logs": False},  # looks for providers at every request
     )
     app.state.settings = settings
@@ -100,5 +101,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> set[str]:
     """Methods of all routes of a path."""
-    routes = [route for route in api.router.routes if isinstance(route, Route)]
-    return {method for route in routes if route.path_regex.match(request.url.path) for method in route.methods or ()}
+    routes = [route for route in (*request.app.routes, *api.router.routes) if isinstance(route, Route)]
+    methods = {method for route in routes if route.path_regex.match(request.url.path) for method in route.methods or ()}
+    return methods | {"HEAD"} if "GET" in methods else methods

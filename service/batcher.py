@@ -8,7 +8,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -95,6 +95,7 @@ class Batcher(Generic[Key]):
         self._queue: RowQueue[_Request] = RowQueue(room)
         self._paces: dict[Hashable, _Pace] = {}
         self._small_at = -math.inf
+        self._draining = False  # whether rows are left behind by the current call
         self._idle = False
         self._closed = False
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -117,10 +118,15 @@ class Batcher(Generic[Key]):
         await self._ended
 
     @property
+    def closed(self) -> bool:
+        """Whether it takes no more requests."""
+        return self._closed
+
+    @property
     def waiting_rows(self) -> int:
         """Rows that no call has taken yet."""
         with self._lock:
-            return sum(self._queue.waiting.values())
+            return self._queue.num_waiting
 
     async def submit(self, key: Key, rows: Array, patience_s: float = math.inf) -> Answer:
         """Run rows and return their outputs, one entry per row, in order.
@@ -143,8 +149,11 @@ class Batcher(Generic[Key]):
             with self._lock:
                 self._queue.drop(request)
             raise
+        except Exception:
+            del request  # it holds the error, whose traceback holds this frame
+            raise
         finally:
-            del future  # a cycle otherwise where it failed, that holds the rows
+            del future  # it, too
         return Answer(outputs, request.started - request.submitted, request.finished - request.started)
 
     def _admit(self, request: _Request, patience_s: float) -> None:
@@ -153,33 +162,30 @@ class Batcher(Generic[Key]):
             raise Unavailable("the service is stopping")
         if num_rows > limit:
             raise TooLarge(f"{num_rows} rows are more than the queue may hold, {limit} (GLOW_MAX_QUEUE_ROWS)")
-        if num_rows <= self._room(request.key, num_rows).brief:
-            self._small_at = request.submitted
-        waiting = sum(self._queue.waiting.values())
-        if not waiting:
-            return
+        waiting = self._queue.num_waiting
+        drain_s = self._seconds(self._queue.waiting)
         excess = waiting + num_rows - limit
-        drain_s = self._drain_s()
         if excess > 0:
             raise QueueFull(
                 f"{waiting} rows are waiting and {num_rows} more would exceed the queue's {limit} "
                 "(GLOW_MAX_QUEUE_ROWS)",
-                retry_after_s=drain_s * min(1, excess / waiting),
+                retry_after_s=drain_s * excess / waiting,
             )
-        if drain_s > patience_s:
-            raise QueueFull(
-                f"{waiting} rows are waiting, about {drain_s:.1f} s of work, and the request may wait for "
-                f"{patience_s:.1f} s (its deadline, or GLOW_MAX_WAIT_S)",
-                retry_after_s=drain_s - patience_s,
-            )
+        if drain_s > patience_s > 0:
+            ahead = self._queue.num_ahead(num_rows)
+            wait_s = self._seconds(ahead)
+            if wait_s > patience_s:
+                raise QueueFull(
+                    f"{sum(ahead.values())} rows are ahead, about {wait_s:.1f} s of work, and the request may wait for "
+                    f"{patience_s:.1f} s (its deadline, or GLOW_MAX_WAIT_S)",
+                    retry_after_s=wait_s - patience_s,
+                )
+        if num_rows <= self._room(request.key, num_rows).brief:
+            self._small_at = request.submitted
 
-    def _drain_s(self) -> float:
-        """Seconds that what waits will take, at the pace of the last calls."""
-        return sum(
-            num_rows * self._paces[key].seconds_per_row
-            for key, num_rows in self._queue.waiting.items()
-            if key in self._paces
-        )
+    def _seconds(self, num_rows: Mapping[Hashable, int]) -> float:
+        """Seconds that so many rows of each key will take, at the pace at which the last ones of a queue left."""
+        return sum(num * self._paces[key].seconds_per_row for key, num in num_rows.items() if key in self._paces)
 
     def _work(self, prepared: asyncio.Future[None]) -> None:
         """Prepare, then answer until closed: the engine's thread."""
@@ -188,7 +194,7 @@ class Batcher(Generic[Key]):
         except BaseException as error:
             self._tell(_fail, prepared, error)
             return
-        self._tell(prepared.set_result, None)
+        self._tell(_finish, prepared)
         parts: list[Part[_Request]] | None = []
         try:
             while (parts := self._next_parts()) is not None:
@@ -208,6 +214,7 @@ class Batcher(Generic[Key]):
         with self._lock:
             parts = self._queue.take(brief=time.perf_counter() - self._small_at < SMALL_LAST_S)
             self._idle = not parts
+            self._draining = bool(parts) and self._queue.waiting[parts[0].job.key] > 0
             return None if self._closed and not parts else parts
 
     def _answer(self, parts: list[Part[_Request]]) -> None:
@@ -225,18 +232,27 @@ class Batcher(Generic[Key]):
         finished: list[_Request] = []
         with self._lock:
             if error is None:
-                self._paces.setdefault(key, _Pace()).add(num_rows, seconds)
+                self._learn(key, num_rows, seconds)
             for job, start, _ in parts:
                 if start == 0:
                     job.started = started
-                if error is not None:
+                job.error = job.error or error
+                if job.error is not None:
                     self._queue.drop(job)
-                    job.error = error
-                if error is not None or job.answered == len(job.rows):
+                if job.error is not None or job.answered == len(job.rows):
                     job.finished = started + seconds
                     finished.append(job)
-            waiting = sum(self._queue.waiting.values())
+            waiting = self._queue.num_waiting
         self._tell(self._deliver, finished, Pass(key, len(parts), num_rows, seconds, waiting))
+
+    def _learn(self, key: Hashable, num_rows: int, seconds: float) -> None:
+        """Note the pace of a queue: of calls that leave rows behind, or that show that rows cost less than was noted.
+
+        Others, of few rows, would tell what a call costs, not what a row does.
+        """
+        pace = self._paces.get(key)
+        if self._draining or (pace is not None and seconds < num_rows * pace.seconds_per_row):
+            self._paces.setdefault(key, _Pace()).add(num_rows, seconds)
 
     def _try(self, parts: list[Part[_Request]]) -> Exception | None:
         """Run rows and hand each job its outputs; returns what went wrong."""
@@ -253,7 +269,10 @@ class Batcher(Generic[Key]):
         begin = 0
         for job, start, stop in parts:
             end = begin + stop - start
-            job.answer(tuple(output[begin:end] for output in outputs))
+            try:
+                job.answer(tuple(output[begin:end] for output in outputs))
+            except Exception as error:  # no memory to join its parts
+                job.error = error.with_traceback(None)
             begin = end
         return None
 
@@ -278,8 +297,12 @@ class Batcher(Generic[Key]):
     def _end(self, abandoned: list[_Request]) -> None:
         for request in abandoned:
             _fail(request.future, Unavailable("the engine has stopped"))
-        if not self._ended.done():
-            self._ended.set_result(None)
+        _finish(self._ended)
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _fail(future: asyncio.Future[None] | asyncio.Future[Arrays], error: BaseException) -> None:

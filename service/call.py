@@ -7,25 +7,28 @@ import time
 from types import TracebackType
 
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from service.codecs import compression, json_body
-from service.errors import BadRequest, DeadlineExceeded, ServiceError, TooLarge, Unavailable, UnsupportedMediaType
+from service.errors import (
+    BadRequest,
+    ClientLeft,
+    DeadlineExceeded,
+    ServiceError,
+    TooLarge,
+    Unavailable,
+    UnsupportedMediaType,
+)
 from service.flows import Budget, Flows
+from service.negotiation import read_ratings
 from service.settings import Settings
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
 WATCHFUL_AFTER_S = 0.1  # most requests are over by then, and cost no task that watches for their callers to leave
 
+_SMALL_PART = 2**10  # bytes that inflate to no more than a megabyte
+
 Body = bytes | bytearray
-
-
-class ClientLeft(ServiceError):
-    """The caller has hung up; nobody reads this answer."""
-
-    status = 499  # not of the standard, but what logs and metrics call it
-    code = "client_left"
 
 
 class Call(Request):
@@ -44,6 +47,8 @@ class Call(Request):
         self.read_at = 0.0  # time.perf_counter() when its rows had been read
         self._has_body = False
         self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0
+        self._timer: asyncio.TimerHandle | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._ending: ServiceError | None = None
 
@@ -76,15 +81,17 @@ class Call(Request):
         text = self.header(TIMEOUT_HEADER)
         if not text:
             return self.settings.deadline_s
-        if not (text.isdecimal() and 0 < int(text[:12]) < 10**9):
-            raise BadRequest(f"{TIMEOUT_HEADER} must be a whole number of milliseconds, from 1")
+        if not (text.isdecimal() and len(text) <= 9 and int(text) > 0):
+            raise BadRequest(
+                f"{TIMEOUT_HEADER} is {text[:100]!r}; it must be a whole number of milliseconds below 10^9"
+            )
         return min(int(text) / 1000, self.settings.deadline_s)
 
     @property
     def takes_gzip(self) -> bool:
         """Whether the answer may be compressed."""
-        codings = self.header("accept-encoding").lower().replace(" ", "").split(",")
-        return "gzip" in codings or "*" in codings
+        ratings = read_ratings(self.header("accept-encoding"))
+        return ratings.get("gzip", ratings.get("*", 0.0)) > 0
 
     async def read_body(self) -> Body:
         """Read the body, never more of it than the limit, before and after it is inflated.
@@ -115,33 +122,41 @@ class Call(Request):
 
     async def _read_inflated(self, encoding: str) -> bytearray:
         if encoding not in compression.ENCODINGS:
-            raise UnsupportedMediaType(f"Content-Encoding must be {' or '.join(compression.ENCODINGS)}")
+            known = " or ".join(compression.ENCODINGS)
+            raise UnsupportedMediaType(f"Content-Encoding is {encoding[:100]!r}; it must be {known}")
         inflater = compression.Inflater(encoding, self.settings.max_body_bytes)
         more = True
         while more:
             part, more = await self._receive_part()
-            inflater.feed(part)
+            if len(part) <= _SMALL_PART:
+                inflater.feed(part)
+            else:
+                await asyncio.to_thread(inflater.feed, part)
         return inflater.finish()
 
     async def _receive_part(self) -> tuple[Body, bool]:
         message = await self.receive()
         if message["type"] == "http.disconnect":
-            raise ClientDisconnect
+            raise ClientLeft("the connection closed before the body was complete")
         return message.get("body", b""), message.get("more_body", False)
 
     def __enter__(self) -> None:
         self._task = asyncio.current_task()
+        assert self._task is not None
+        self._cancelling = self._task.cancelling()
         self._timer = asyncio.get_running_loop().call_later(min(WATCHFUL_AFTER_S, self.timeout_s), self._begin_watch)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        assert self._timer is not None
         self._timer.cancel()
         if self._watcher is not None:
             self._watcher.cancel()
         if self._ending is not None and isinstance(error, asyncio.CancelledError):
             assert self._task is not None
-            self._task.uncancel()
+            if self._task.uncancel() > self._cancelling:  # someone else wants it to end, too
+                return
             try:
                 raise self._ending from None
             finally:

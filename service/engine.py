@@ -15,7 +15,7 @@ import torch
 from service.artifact import OPERATIONS, ArtifactError, Manifest, Operation, open_artifact
 from service.errors import OutOfMemory
 from service.machine import available_cpus, is_out_of_memory
-from service.plans import Schedule, schedules_of, warm_up
+from service.plans import Schedule, locked, schedules_of, warm_up
 from service.row_queue import Room
 from service.runner import CPU_FORMS, CUDA_FORMS, Form, Plan, Runner
 from service.settings import Settings
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Call:
+class PassKey:
     """What rows must have in common to share a forward pass."""
 
     model: str
@@ -90,7 +90,8 @@ class Engine:
         settings = self._settings
         deadline = time.monotonic() + (MEASURING_ONCE_S if settings.cache_dir else MEASURING_S)
         for done, (name, runner) in enumerate(self._runners.items()):
-            canonical = self._canonical[name] = self._choose_canonical(runner)
+            with locked(settings.cache_dir):
+                canonical = self._canonical[name] = self._choose_canonical(runner)
             passes = {(operation, canonical.rows, canonical.plan) for operation in OPERATIONS}
             left = (deadline - time.monotonic()) / (len(self._runners) - done)
             schedules = schedules_of(
@@ -98,10 +99,11 @@ class Engine:
             )
             for operation, schedule in schedules.of.items():
                 self._schedules[name, operation] = schedule
+                schedule.begin(1)  # counts the ways to cover rows now, rather than at the first request
                 passes |= {(operation, bucket.rows, bucket.plan) for bucket in schedule.buckets}
             runner.keep(passes)
 
-    def room(self, call: Call, waiting: int) -> Room:
+    def room(self, call: PassKey, waiting: int) -> Room:
         """Rows that one call of ``run`` should have, given how many wait: those of the first pass that they would take.
 
         The rest is better off with what comes meanwhile. Reproducible passes are of one size; a call has some of them.
@@ -112,7 +114,7 @@ class Engine:
         canonical = self._canonical[call.model].rows
         return Room(*(max(1, rows // canonical) * canonical for rows in (schedule.largest, schedule.brief)))
 
-    def run(self, call: Call, rows: Array) -> tuple[Array, ...]:
+    def run(self, call: PassKey, rows: Array) -> tuple[Array, ...]:
         """One operation over any number of rows: log_prob -> (log_prob,), encode -> (z, log_prob), decode -> (x,).
 
         A pass that does not fit into memory is tried once more, in halves where the answer need not be reproducible.
@@ -135,13 +137,13 @@ class Engine:
                 raise
         raise OutOfMemory(f"no memory for {len(rows)} rows of {call.model}; send fewer, or come back")
 
-    def _halve(self, call: Call) -> None:
+    def _halve(self, call: PassKey) -> None:
         """Do without buckets of more than half of the largest one from now on."""
         schedule = self._schedules[call.model, call.operation]
         self._schedules[call.model, call.operation] = schedule.below(schedule.largest)
         logger.error("out of memory in a pass of %d rows of %s; none so large from now on", schedule.largest, call)
 
-    def _run(self, call: Call, rows: Array) -> tuple[Array, ...]:
+    def _run(self, call: PassKey, rows: Array) -> tuple[Array, ...]:
         runner = self._runners[call.model]
         if call.reproducible:
             canonical = self._canonical[call.model]

@@ -1,4 +1,4 @@
-"""Errors that a caller sees; service.app writes them.
+"""Errors that a caller sees; service.front writes them.
 
 ServiceError
 ├── BadRequest 400            malformed body, or numbers that are not finite
@@ -8,7 +8,9 @@ ServiceError
 ├── UnsupportedMediaType 415
 ├── Unprocessable 422         well-formed, but not what the model takes
 ├── QueueFull 429             Retry-After
+├── ClientLeft 499            hung up; not of the standard, but what logs and metrics call it
 ├── Unavailable 503           not ready, or draining; Retry-After
+│   └── OutOfMemory
 └── DeadlineExceeded 504
 
 Every error answer is ``{"error": text, "code": snake_case, "request_id": id}``.
@@ -21,7 +23,7 @@ from typing import ClassVar
 
 
 class ServiceError(Exception):
-    """Base of all errors with an HTTP meaning; its text goes to the caller, so it never quotes a body."""
+    """Base of all errors with an HTTP meaning; its text goes to the caller; of a body it quotes a name at most."""
 
     status: ClassVar[int]
     code: ClassVar[str]
@@ -81,6 +83,13 @@ class QueueFull(ServiceError):
     status = 429
     code = "queue_full"
     retry_after_s = 1
+
+
+class ClientLeft(ServiceError):
+    """The caller has hung up; nobody reads this answer."""
+
+    status = 499
+    code = "client_left"
 
 
 class Unavailable(ServiceError):

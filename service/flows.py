@@ -13,7 +13,7 @@ import numpy as np
 from service import noise, scores
 from service.artifact import Manifest, Operation
 from service.batcher import Batcher, Pass
-from service.engine import Call, Engine
+from service.engine import Engine, PassKey
 from service.errors import ModelNotFound, TooLarge, Unprocessable
 from service.metrics import Metrics
 from service.row_queue import Array, Arrays
@@ -39,13 +39,18 @@ class Flows:
         self.manifests = engine.manifests  # by name
         self._engine = engine
         self._metrics = metrics
-        self._batcher: Batcher[Call] = Batcher(
+        self._batcher: Batcher[PassKey] = Batcher(
             self._compute, engine.room, settings.max_queue_rows, prepare=engine.warm_up, observe=self._observe
         )
 
     async def start(self) -> None:
         """Warm the models up. Raises ArtifactError for one that does not answer rightly here."""
         await self._batcher.start()
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether the engine takes no more work."""
+        return self._batcher.closed
 
     async def close(self) -> None:
         """Finish queued work and stop the engine's thread."""
@@ -56,7 +61,7 @@ class Flows:
         try:
             return self.manifests[self.default if name is None else name]
         except KeyError:
-            raise ModelNotFound(f"no model of that name; served are {', '.join(self.manifests)}") from None
+            raise ModelNotFound(f"no model {str(name)[:100]!r}; served are {', '.join(self.manifests)}") from None
 
     async def score(
         self,
@@ -115,14 +120,16 @@ class Flows:
     async def _run(
         self, budget: Budget, manifest: Manifest, operation: Operation, rows: Array, reproducible: bool
     ) -> Arrays:
-        call = Call(manifest.name, operation, reproducible)
+        call = PassKey(manifest.name, operation, reproducible)
         patience_s = min(budget.deadline - time.perf_counter(), self.settings.max_wait_s)
+        if budget.compute_s:  # what has been computed for it must not have been in vain
+            patience_s = math.inf
         answer = await self._batcher.submit(call, rows, patience_s)
         budget.queue_s += answer.queue_s
         budget.compute_s += answer.compute_s
         return answer.outputs
 
-    def _compute(self, call: Call, rows: Array) -> Arrays:
+    def _compute(self, call: PassKey, rows: Array) -> Arrays:
         """Run the engine; where it scores, answer for all requests of the pass at once what follows from its scores."""
         outputs = self._engine.run(call, rows)
         if call.operation != "log_prob":
@@ -135,7 +142,7 @@ class Flows:
         score = scores.negative_log_likelihood(log_likelihood)
         return log_likelihood, bits, score, scores.p_values(score, manifest.calibration.array)
 
-    def _observe(self, done: Pass[Call]) -> None:
+    def _observe(self, done: Pass[PassKey]) -> None:
         self._metrics.computed(done.key.model, done.key.operation, done)
 
     def check_rows(self, num: int, what: str) -> None:

@@ -15,7 +15,6 @@ import orjson
 from fastapi import Request, Response
 from starlette._utils import get_route_path
 from starlette.datastructures import MutableHeaders
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import ENDPOINTS, Endpoint
@@ -41,6 +40,8 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # servers leave out the body by themselves
         request_id = self._request_id(scope)
         endpoint = ENDPOINTS.get((scope["method"], get_route_path(scope)))
         if endpoint is not None:
@@ -81,8 +82,8 @@ class Front:
             return
         budget = call.budget
         read_s = call.read_at - arrived
-        write_s = ended - arrived - read_s - budget.queue_s - budget.compute_s
-        self._metrics.answered(route, model, budget.num_rows, (read_s, budget.queue_s, budget.compute_s, write_s))
+        rest_s = ended - arrived - read_s - budget.queue_s - budget.compute_s
+        self._metrics.answered(route, model, budget.num_rows, (read_s, budget.queue_s, budget.compute_s, rest_s))
 
 
 def error_response(request: Request, error: Exception) -> tuple[Response, str]:
@@ -90,9 +91,6 @@ def error_response(request: Request, error: Exception) -> tuple[Response, str]:
     if isinstance(error, ServiceError):
         headers = None if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
         return write_error(request, error.status, error.code, str(error), headers), error.code
-    if isinstance(error, ClientDisconnect):
-        text = "the connection closed before the body was complete"
-        return write_error(request, 400, "bad_request", text), "client_left"
     logger.error("request %s failed", request.state.request_id, exc_info=error)
     text = "internal error; quote the request_id to the operator"
     return write_error(request, 500, "internal_error", text), "internal_error"

@@ -16,7 +16,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from service.batcher import Pass
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-PHASES = ("read", "queue", "compute", "write")
+PHASES = ("read", "queue", "compute", "rest")
 _SECONDS = [0.0005 * 2**power for power in range(18)]  # 0.5 ms to 66 s
 _ROWS = [2**power for power in range(17)]
 
@@ -38,7 +38,7 @@ class Metrics:
         )
         self._phase_seconds = Histogram(
             "glow_phase_duration_seconds",
-            "Parts of that: read (receive and parse), queue, compute, write (serialise and send).",
+            "Parts of that: read (receive and parse), queue, compute, rest (serialise, send, wait for a turn).",
             ["route", "phase"],
             buckets=_SECONDS,
             registry=self._registry,

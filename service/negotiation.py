@@ -16,19 +16,25 @@ MEDIA_TYPES: dict[Format, str] = {
 }
 
 
-@lru_cache(1024)  # callers repeat themselves
+_REMEMBERED = 256  # characters of a header that is worth it
+
+
 def choose_format(accept: str, wanted: Format | None, offered: tuple[Format, ...]) -> Format:
     """Pick the format rated highest, the first offered of equals; JSON where nothing is asked for.
 
     A format's rating is that of the most specific range that names it (RFC 9110, section 12.5.1). Raises NotAcceptable.
     """
+    return (_choose_again if len(accept) <= _REMEMBERED else _choose)(accept, wanted, offered)
+
+
+def _choose(accept: str, wanted: Format | None, offered: tuple[Format, ...]) -> Format:
     if wanted is not None:
         if wanted in offered:
             return wanted
         raise NotAcceptable(f"format {wanted!r} cannot carry this answer; offered are {', '.join(offered)}")
     if not accept.strip():
         return offered[0]
-    ranges = _ranges(accept)
+    ranges = read_ratings(accept)
     ratings = {candidate: _rating(MEDIA_TYPES[candidate], ranges) for candidate in offered}
     best = max(offered, key=lambda candidate: ratings[candidate])
     if ratings[best] <= 0:
@@ -37,7 +43,11 @@ def choose_format(accept: str, wanted: Format | None, offered: tuple[Format, ...
     return best
 
 
-def _ranges(accept: str) -> dict[str, float]:
+_choose_again = lru_cache(1024)(_choose)  # callers repeat themselves
+
+
+def read_ratings(accept: str) -> dict[str, float]:
+    """What an Accept header or one of its kin names, in lower case, and how it rates that, 0 to 1."""
     ranges = {}
     for part in accept.split(","):
         media_range, *parameters = (piece.strip().lower() for piece in part.split(";"))
@@ -46,7 +56,7 @@ def _ranges(accept: str) -> dict[str, float]:
             name, _, value = parameter.partition("=")
             if name.strip() == "q":
                 try:
-                    quality = min(max(float(value), 0.0), 1.0)
+                    quality = float(value) if 0 <= float(value) <= 1 else 0.0
                 except ValueError:
                     quality = 0.0
         ranges[media_range] = quality

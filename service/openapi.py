@@ -27,6 +27,16 @@ VERSION = version("glow-service")
 
 Schema = dict[str, Any]
 _BINARY: Schema = {"type": "string", "format": "binary"}
+_NPY: Schema = {
+    **_BINARY,
+    "description": "NumPy file of one array of numbers: the rows, or of an answer what it is named for.",
+}
+_ARROW: Schema = {
+    **_BINARY,
+    "description": "Arrow IPC stream. Rows of a table by column name; images and latents as one column `inputs` or "
+    "`latents` of lists. Answers have a column for each array; their metadata holds model, version, alpha and seed.",
+}
+_BINARY_SCHEMAS = {npy.MEDIA_TYPE: _NPY, arrow.MEDIA_TYPE: _ARROW}
 _NUMBERS: Schema = {"type": "array", "items": {"type": "number"}}
 _EXAMPLE_LATENT = 0.0  # the mode of the latent density
 
@@ -92,7 +102,10 @@ _ERROR_SCHEMA = _object(
     {
         "error": {"type": "string", "description": "What is wrong, and what was expected."},
         "code": {"type": "string"},
-        "request_id": {"type": "string", "description": "Also in the X-Request-ID header and in the log."},
+        "request_id": {
+            "type": "string",
+            "description": "Also in the X-Request-ID header; the log has it where the fault is ours.",
+        },
     },
     ["error", "code", "request_id"],
 )
@@ -105,7 +118,10 @@ _REQUEST_ID: dict[str, Any] = {
     }
 }
 _BINARY_HEADERS: dict[str, Any] = {
-    name: {"description": f"{text}; with answers that are not JSON.", "schema": {"type": kind}}
+    name: {
+        "description": f"{text}; with answers that are not JSON, where it is part of them.",
+        "schema": {"type": kind},
+    }
     for name, text, kind in (
         ("x-glow-model", "Name of the model", "string"),
         ("x-glow-version", "Version of the model", "string"),
@@ -175,19 +191,23 @@ _LATENTS: Schema = {"type": "array", "minItems": 1, "items": _NUMBERS, "descript
 _LOG_LIKELIHOOD: Schema = {**_NUMBERS, "description": "log p(x) per unit of the model's units, nats."}
 
 
+_ENCODED = (
+    "May come with `Content-Encoding: gzip` or `deflate`. Large JSON answers come with gzip where that is accepted."
+)
+
+
 def _rows_body(field: str, schema: Schema, options: type[BaseModel], images: bool) -> dict[str, Any]:
     content: dict[str, Any] = {
         json_body.MEDIA_TYPE: {"schema": _object({field: schema, **_options_schema(options)}, [field])},
-        npy.MEDIA_TYPE: {"schema": _BINARY},
-        arrow.MEDIA_TYPE: {"schema": _BINARY},
+        **_binary_answers(npy.MEDIA_TYPE, arrow.MEDIA_TYPE),
     }
     if images:
         content |= {media_type: {"schema": _BINARY} for media_type in image.MEDIA_TYPES}
-    return {"required": True, "content": content}
+    return {"required": True, "content": content, "description": _ENCODED}
 
 
 def _binary_answers(*media_types: str) -> dict[str, Any]:
-    return {media_type: {"schema": _BINARY} for media_type in media_types}
+    return {media_type: {"schema": _BINARY_SCHEMAS.get(media_type, _BINARY)} for media_type in media_types}
 
 
 LOG_LIKELIHOOD = _route(
@@ -259,7 +279,7 @@ SAMPLE = _route(
     [*_query_parameters(SampleOptions), _TIMEOUT],
     {"required": False, "content": {json_body.MEDIA_TYPE: {"schema": _object(_options_schema(SampleOptions), [])}}},
 )
-SAMPLE_BY_QUERY = _route(_SAMPLES, _RUN, [*_query_parameters(SampleOptions), _TIMEOUT])
+SAMPLE_BY_QUERY = _route(_SAMPLES, _BODY, [*_query_parameters(SampleOptions), _TIMEOUT])
 _STATUS = _json({"status": "ok"}, _object({"status": {"const": "ok"}}, ["status"]))
 _SUMMARY = {"name": "fashion-mnist", "version": "0123456789ab", "kind": "image", "shape": [1, 28, 28]}
 _MODEL_SCHEMA = {
@@ -269,6 +289,18 @@ _MODEL_SCHEMA = {
         "version": {"type": "string"},
         "kind": {"enum": ["image", "vector"]},
         "shape": {"type": "array", "items": {"type": "integer"}},
+        "columns": {
+            "type": "array",
+            "items": {"type": "object"},
+            "description": "Of a table: names, types, categories.",
+        },
+        "value_range": {
+            "type": "array",
+            "items": {"type": "number"},
+            "description": "Of pixels: smallest and largest.",
+        },
+        "calibration": {"type": "object", "description": "Score, alpha, and number of held-out rows."},
+        "test": {"type": "object", "description": "Likelihood of test rows, and its standard error."},
     },
     "required": list(_SUMMARY),
 }
@@ -291,8 +323,8 @@ EXAMPLE = _route(
         ),
         **_binary_answers(npy.MEDIA_TYPE, arrow.MEDIA_TYPE, image.MEDIA_TYPES[0]),
     },
-    [errors.NotAcceptable, errors.Unprocessable, *_MODEL],
-    _query_parameters(ExampleOptions),
+    [errors.BadRequest, errors.NotAcceptable, errors.Unprocessable, *_MODEL],
+    [*_query_parameters(ExampleOptions), _TIMEOUT],
 )
 LIVEZ = _route(_STATUS, [], [])
 READYZ = _route(_STATUS, _READY, [])

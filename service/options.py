@@ -81,6 +81,8 @@ class SampleOptions(Options):
 
 
 _NESTED = "dequantization_"
+_MAX_OPTIONS = 32  # of a query
+_REMEMBERED = 256  # bytes of a query that is worth it
 
 AnyOptions = TypeVar("AnyOptions", bound=BaseModel)
 
@@ -91,7 +93,7 @@ def read_options(kind: type[AnyOptions], query: bytes, body: dict[str, Any] | No
     ``dequantization_samples`` and ``dequantization_seed`` are the query's spelling of the nested option. An option
     given twice is refused. Raises Unprocessable naming the option.
     """
-    from_query: AnyOptions = _read_query(kind, query)
+    from_query: AnyOptions = (_read_query_again if len(query) <= _REMEMBERED else _read_query)(kind, query)
     if not body:
         return from_query
     from_body = _validate(kind, body, strict=True)
@@ -101,9 +103,11 @@ def read_options(kind: type[AnyOptions], query: bytes, body: dict[str, Any] | No
     return from_query.model_copy(update=values)
 
 
-@lru_cache(1024)  # callers repeat themselves, and options do not change
 def _read_query(kind: type[AnyOptions], query: bytes) -> AnyOptions:
-    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+    try:
+        pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MAX_OPTIONS)
+    except ValueError as error:
+        raise Unprocessable(f"the query has more than {_MAX_OPTIONS} options") from error
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:
@@ -115,6 +119,9 @@ def _read_query(kind: type[AnyOptions], query: bytes) -> AnyOptions:
     return _validate(kind, plain, strict=False)
 
 
+_read_query_again = lru_cache(1024)(_read_query)  # callers repeat themselves, and options do not change
+
+
 def _validate(kind: type[AnyOptions], values: dict[str, Any], strict: bool) -> AnyOptions:
     try:
         return kind.model_validate(values, strict=strict)
@@ -124,4 +131,5 @@ def _validate(kind: type[AnyOptions], values: dict[str, Any], strict: bool) -> A
         if first["type"] == "extra_forbidden":
             known = f"; known are {', '.join(kind.model_fields)}" if len(first["loc"]) == 1 else ""
             raise Unprocessable(f"unknown option {name!r}{known}") from error
-        raise Unprocessable(f"{name}: {first['msg']}") from error
+        value = "" if isinstance(first["input"], dict) else f", got {str(first['input'])[:100]!r}"
+        raise Unprocessable(f"{name}: {first['msg']}{value}") from error

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -171,9 +171,10 @@ def schedules_of(
         return _measure_all(runner, forms, threads, max_rows, seconds, conditions, model)
     key = hashlib.sha256(f"{conditions} {model}".encode()).hexdigest()[:16]
     path = cache_dir / f"plans-{manifest.name}-{key}.json"
-    if schedules := _cached(path, runner, conditions, model):
-        return schedules
-    with _alone(path.with_suffix(".lock")):
+    with locked(cache_dir):
+        if schedules := _cached(path, runner, conditions, model):
+            return schedules
+    with locked(cache_dir, to_measure=True):
         schedules = _cached(path, runner, conditions, model)  # by now, another process may have measured
         if schedules is None:
             schedules = _measure_all(runner, forms, threads, max_rows, seconds, conditions, model)
@@ -182,16 +183,14 @@ def schedules_of(
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock that processes with one cache share: what they measure at the same time is not worth keeping."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError:  # a folder that cannot be written: _store tells of it
-        yield
-        return
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def locked(cache_dir: Path | None, to_measure: bool = False) -> Iterator[None]:
+    """Keep the other processes that share a cache from running models while one measures."""
+    with ExitStack() as stack:
+        if cache_dir is not None:
+            with suppress(OSError):  # a folder that cannot be written, of which _store tells, or one without locks
+                cache_dir.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((cache_dir / "plans.lock").open("w"))
+                fcntl.flock(file, fcntl.LOCK_EX if to_measure else fcntl.LOCK_SH)
         yield
 
 

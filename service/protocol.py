@@ -1,20 +1,76 @@
-"""uvicorn's HTTP protocol, with the head and the body of an answer in one write."""
+"""uvicorn's HTTP protocol, with limits on a request's head, our errors, and an answer's head and body in one write."""
 
 from __future__ import annotations
 
 import asyncio
+import secrets
+from http import HTTPStatus
 from typing import Any
 
+import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+MAX_HEAD_BYTES = 2**16
 _SMALL = 4096  # bytes that are worth holding back for the next ones
 
 
 class Protocol(HttpToolsProtocol):
-    """What uvicorn runs for a connection."""
+    """What uvicorn runs for a connection. A head must be complete within the time that a connection may be idle."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+    _in_head = False
+    _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Joining(transport, self.loop))  # type: ignore[arg-type]
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_arrived()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:  # still, after what came before
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the head is over {MAX_HEAD_BYTES} bytes")
+                return
+        super().data_received(data)
+        if self._in_head:
+            self._await_head()
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._head_arrived()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP."""
+        self._refuse(HTTPStatus.BAD_REQUEST, msg)
+
+    def _await_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
+
+    def _head_arrived(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _refuse(self, status: HTTPStatus, text: str) -> None:
+        """Answer without the application, and close."""
+        code = status.phrase.lower().replace(" ", "_")
+        body = orjson.dumps({"error": text, "code": code, "request_id": secrets.token_hex(16)})
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
 
 
 class _Joining:
@@ -34,8 +90,8 @@ class _Joining:
 
     def write(self, data: bytes) -> None:
         if self._held:
-            data, self._held = self._held + data, b""
-            self._transport.write(data)
+            held, self._held = self._held, b""
+            self._transport.writelines([held, data])
         elif len(data) <= _SMALL:
             self._held = data
             self._loop.call_soon(self._flush)

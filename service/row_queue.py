@@ -43,8 +43,8 @@ class Job:
     def left(self) -> int:
         return len(self.rows) - self.taken
 
-    def answer(self, outputs: Arrays) -> bool:
-        """Take the outputs of the next rows, one entry a row; tells whether they were the last ones."""
+    def answer(self, outputs: Arrays) -> None:
+        """Take the outputs of the next rows, one entry a row."""
         num_rows = len(outputs[0])
         if num_rows == len(self.rows):
             self.outputs = outputs
@@ -54,7 +54,6 @@ class Job:
             for whole, part in zip(self.outputs, outputs, strict=True):
                 whole[self.answered : self.answered + num_rows] = part
         self.answered += num_rows
-        return self.answered == len(self.rows)
 
 
 class Part(NamedTuple, Generic[JobT]):
@@ -78,6 +77,18 @@ class RowQueue(Generic[JobT]):
         self._order = itertools.count()
         self._left = 0  # rows that have left
         self.waiting: dict[Hashable, int] = {}  # rows
+
+    @property
+    def num_waiting(self) -> int:
+        """Rows that wait, of all keys."""
+        return sum(self.waiting.values())
+
+    def num_ahead(self, num_rows: int) -> dict[Hashable, int]:
+        """Rows by key that would leave before a job of so many, if it came now."""
+        place = (self._left + num_rows + 1,)
+        return {
+            key: sum(job.left for _, job in line[: bisect_left(line, (place,))]) for key, line in self._lines.items()
+        }
 
     def push(self, job: JobT) -> None:
         """Let a job wait."""
@@ -111,7 +122,7 @@ class RowQueue(Generic[JobT]):
         parts: list[Part[JobT]] = []
         taken = 0
         for _, job in line:
-            most = room.brief if brief and len(job.rows) > room.brief else room.most
+            most = min(room.brief, room.most) if brief and len(job.rows) > room.brief else room.most
             num_rows = min(job.left, most - taken)
             if num_rows > 0:
                 parts.append(Part(job, job.taken, job.taken + num_rows))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ def inputs_from_array(array: Array, manifest: Manifest) -> Array:
 def inputs_from_arrow(columns: Mapping[str, arrow.Column], manifest: Manifest) -> Array:
     """Read the columns of a table by name, in any order, or images from one column ``inputs`` of lists."""
     if manifest.kind == "image":
-        return inputs_from_array(_only_column(columns, "inputs", manifest), manifest)
+        return inputs_from_array(_only_column(columns, ("inputs", "samples", "outputs"), manifest), manifest)
     if columns.keys() != {column.name for column in manifest.columns}:
         raise _wrong_names("inputs", columns, manifest)
     arrays = []
@@ -77,7 +77,7 @@ def latents_from_json(value: object, manifest: Manifest) -> Array:
 
 def latents_from_arrow(columns: Mapping[str, arrow.Column], manifest: Manifest) -> Array:
     """Read one column ``latents`` of lists to (B, D) float32."""
-    return latents_from_array(_only_column(columns, "latents", manifest), manifest)
+    return latents_from_array(_only_column(columns, ("latents",), manifest), manifest)
 
 
 def latents_from_array(array: Array, manifest: Manifest) -> Array:
@@ -105,7 +105,8 @@ def _from_records(records: list[dict[str, Any]], manifest: Manifest) -> list[lis
         if not {type(row[j]) for row in rows} <= taken:
             i = next(i for i, row in enumerate(rows) if type(row[j]) not in taken)
             wanted = "a number" if of_numbers else "a category or a number"
-            raise Unprocessable(f"inputs[{i}][{column.name!r}] must be {wanted}")
+            got = json_body.kind_of(rows[i][j])
+            raise Unprocessable(f"inputs[{i}][{column.name!r}] must be {wanted}, got {got}")
     return rows
 
 
@@ -118,15 +119,15 @@ def _wrong_names(what: str, values: Mapping[str, object], manifest: Manifest) ->
     return Unprocessable(f"{what} {fault}; model {manifest.name} takes {len(names)} columns")
 
 
-def _only_column(columns: Mapping[str, arrow.Column], name: str, manifest: Manifest) -> Array:
-    """The array of the one column that there must be."""
-    value = columns.get(name)
-    if value is None or len(columns) > 1 or isinstance(value, arrow.Strings):
+def _only_column(columns: Mapping[str, arrow.Column], names: Sequence[str], manifest: Manifest) -> Array:
+    """The array of the one column that there must be; beside it may stand what our own answers have."""
+    found = [value for name, value in columns.items() if name != "log_likelihood"]
+    if len(found) != 1 or isinstance(found[0], arrow.Strings) or not columns.keys() & set(names):
         raise Unprocessable(
-            f"the Arrow stream must have one column {name!r}, of lists of {manifest.num_dims} numbers, "
+            f"the Arrow stream must have one column {names[0]!r}, of lists of {manifest.num_dims} numbers, "
             f"for model {manifest.name}"
         )
-    return value
+    return found[0]
 
 
 def _codes(strings: arrow.Strings, column: Column) -> Array:

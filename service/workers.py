@@ -6,35 +6,52 @@ import logging
 import math
 import os
 import resource
+import signal
 import socket
+import sys
 import tempfile
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
+from service.artifact import ArtifactError
 from service.protocol import Protocol
 from service.settings import Settings, SettingsError, read_settings
 
 BACKLOG = 2048  # connections that wait to be accepted
-_START_S = 120  # within which a worker has to show that it lives: it is busy with importing and measuring
+_START_S = 30  # within which a worker has to show that it lives: it is busy with importing and measuring
 
 logger = logging.getLogger(__name__)
 
 
-def take_port(settings: Settings) -> socket.socket:
-    """Bind a socket before the models are loaded; connections are refused until they are. Raises SettingsError."""
-    try:
-        bound = _bind(settings.host, settings.port)
-        if settings.workers > 1:  # it was free: now for others of ours, too
-            port = bound.getsockname()[1]
-            bound.close()
-            bound = _bind(settings.host, port, shared=True)
-    except OSError as error:
-        raise SettingsError(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
-    return bound
+@contextmanager
+def taken_port(settings: Settings) -> Iterator[socket.socket]:
+    """Take the port before the models are loaded, so that no second service does. Raises SettingsError.
+
+    One process listens at once: callers wait until the models are there. Of several, each listens when it is ready, and
+    until then callers are refused.
+    """
+    with ExitStack() as stack:
+        try:
+            bound = stack.enter_context(_bind(settings.host, settings.port))
+            bound.listen(BACKLOG)
+            if settings.workers > 1:  # it was free: now for others of ours, too
+                port = bound.getsockname()[1]
+                bound.close()
+                if sys.platform == "linux":  # a name that is free again when this process ends, however it does
+                    lock = stack.enter_context(socket.socket(socket.AF_UNIX))
+                    lock.bind(f"\0glow-service-{port}")
+                bound = stack.enter_context(_bind(settings.host, port, shared=True))
+        except OSError as error:
+            raise SettingsError(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
+        yield bound
 
 
 def _bind(host: str, port: int, shared: bool = False) -> socket.socket:
@@ -66,8 +83,8 @@ def serve(app: FastAPI, settings: Settings, bound: socket.socket) -> None:
     uvicorn.Server(_config(app, settings)).run(sockets=[bound])
 
 
-def serve_with_workers(settings: Settings, bound: socket.socket, given: Mapping[str, object]) -> None:
-    """The same in ``settings.workers`` processes, each started again if it ends.
+def serve_with_workers(settings: Settings, bound: socket.socket, given: Mapping[str, object]) -> bool:
+    """The same in ``settings.workers`` processes, each started again if it ends; tells whether all could start.
 
     ``given`` are the settings that did not come from the environment, from which workers take theirs.
     """
@@ -81,16 +98,30 @@ def serve_with_workers(settings: Settings, bound: socket.socket, given: Mapping[
             environment["GLOW_CACHE_DIR"] = folder
         os.environ.update(environment)
         config = _config("service.workers:create_worker", settings)
-        Multiprocess(config, sockets=[_Share(bound)]).run()  # type: ignore[list-item]
+        supervisor = Multiprocess(config, sockets=[_Share(bound)])  # type: ignore[list-item]
+        supervisor.run()
+        return all(process.exitcode != STARTUP_FAILURE for process in supervisor.processes)
 
 
 def create_worker() -> FastAPI:
     """Build a worker's app from the environment alone."""
     from service.app import create_app  # not before: prometheus_client looks at the environment when it is imported
 
-    settings = read_settings()
-    log_to_stderr(settings)
-    return create_app(settings)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    try:
+        settings = read_settings()
+        log_to_stderr(settings)
+        return create_app(settings)
+    except (SettingsError, ArtifactError) as error:  # an artifact was exchanged since the start
+        logger.error("%s", error)
+        sys.exit(STARTUP_FAILURE)
+
+
+def _end_with(parent: int) -> None:
+    """End this process as by a signal when its supervisor is gone, and nobody can stop it or start it again."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def log_to_stderr(settings: Settings) -> None:

@@ -1,7 +1,10 @@
 """The batcher: every request is answered exactly once with its own rows, whatever it is batched with."""
 
 import asyncio
+import gc
+import logging
 import threading
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,9 +12,9 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from service.batcher import Batcher
+from service.batcher import Batcher, _Pace
 from service.errors import QueueFull, TooLarge, Unavailable
-from service.row_queue import Array, Arrays, Room
+from service.row_queue import Array, Arrays, Job, Room
 
 
 class Engine:
@@ -51,6 +54,11 @@ async def batcher(engine: Engine) -> AsyncIterator[Batcher[str]]:
 
 def room(key: str, waiting: int) -> Room:
     return Room(most=8, brief=4)
+
+
+def at_half_a_second_a_row(batcher: Batcher[str]) -> None:
+    batcher._paces["a"] = _Pace()
+    batcher._paces["a"].add(2, 1.0)
 
 
 async def submit(batcher: Batcher[str], key: str, x: Array) -> Arrays:
@@ -239,8 +247,7 @@ async def test_a_request_that_makes_a_call_fail_fails_alone(engine: Engine, batc
 async def test_a_full_queue_says_when_there_will_be_room_at_the_pace_of_the_engine(
     engine: Engine, batcher: Batcher[str]
 ) -> None:
-    await submit(batcher, "a", rows(0, 1))
-    batcher._paces["a"]._seconds = 0.5 * batcher._paces["a"]._rows  # half a second a row
+    at_half_a_second_a_row(batcher)
     held = await hold(engine, batcher)
     waiting = asyncio.create_task(submit(batcher, "a", rows(0, 38)))
     await asyncio.sleep(0)
@@ -252,16 +259,13 @@ async def test_a_full_queue_says_when_there_will_be_room_at_the_pace_of_the_engi
 
 
 async def test_what_could_not_be_answered_in_time_is_refused_at_once(engine: Engine, batcher: Batcher[str]) -> None:
-    await submit(batcher, "a", rows(0, 1))
-    batcher._paces["a"]._seconds = 0.5 * batcher._paces["a"]._rows
+    at_half_a_second_a_row(batcher)
     held = await hold(engine, batcher)
     waiting = asyncio.create_task(submit(batcher, "a", rows(0, 20)))
     await asyncio.sleep(0)
-    with pytest.raises(
-        QueueFull, match=r"20 rows are waiting, about 10.0 s of work, and the request may wait for 3.0 s"
-    ):
-        await batcher.submit("a", rows(0, 1), patience_s=3)
-    patient = asyncio.create_task(batcher.submit("a", rows(0, 1), patience_s=11))
+    with pytest.raises(QueueFull, match=r"20 rows are ahead, about 10.0 s of work, and the request may wait for 3.0 s"):
+        await batcher.submit("a", rows(0, 20), patience_s=3)
+    patient = asyncio.create_task(batcher.submit("a", rows(0, 20), patience_s=11))
     await asyncio.sleep(0)
     engine.free.set()
     await asyncio.gather(held, waiting, patient)
@@ -299,3 +303,68 @@ async def test_the_time_of_an_answer_is_told_apart_into_waiting_and_running(
     answer = await waiting
     assert answer.queue_s >= 0.05
     assert 0 <= answer.compute_s < answer.queue_s
+
+
+async def test_a_small_request_does_not_wait_in_line_for_large_ones_that_leave_after_it(
+    engine: Engine, batcher: Batcher[str]
+) -> None:
+    at_half_a_second_a_row(batcher)
+    held = await hold(engine, batcher)
+    large = asyncio.create_task(submit(batcher, "a", rows(0, 30)))
+    await asyncio.sleep(0)
+    small = asyncio.create_task(batcher.submit("a", rows(0, 1), patience_s=1))
+    await asyncio.sleep(0)
+    engine.free.set()
+    await asyncio.gather(held, large, small)
+
+
+async def test_the_pace_is_learned_from_queues_and_not_from_single_rows(engine: Engine, batcher: Batcher[str]) -> None:
+    for _ in range(3):
+        await submit(batcher, "a", rows(0, 1))
+    assert not batcher._paces
+    await submit(batcher, "a", rows(0, 30))
+    assert batcher._paces["a"].seconds_per_row > 0
+
+
+async def test_a_pace_that_was_too_slow_is_corrected_without_a_queue(engine: Engine, batcher: Batcher[str]) -> None:
+    at_half_a_second_a_row(batcher)
+    await submit(batcher, "a", rows(0, 8))
+    assert batcher._paces["a"].seconds_per_row < 0.2
+
+
+async def test_a_request_whose_answers_cannot_be_joined_fails_alone(
+    engine: Engine, batcher: Batcher[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Job.answer
+
+    def no_memory(job: Job, outputs: Arrays) -> None:
+        if len(job.rows) == 20:
+            raise MemoryError
+        answer(job, outputs)
+
+    monkeypatch.setattr(Job, "answer", no_memory)
+    held = await hold(engine, batcher)
+    tasks = [asyncio.create_task(submit(batcher, "a", rows(0, num))) for num in (20, 2)]
+    await asyncio.sleep(0)
+    engine.free.set()
+    results = await asyncio.gather(held, *tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [tuple, MemoryError, tuple]
+
+
+async def test_what_fails_lets_go_of_its_rows(engine: Engine, batcher: Batcher[str]) -> None:
+    engine.error = RuntimeError("broken")
+    x = rows(0, 3)
+    alive = weakref.ref(x)
+    logging.disable(logging.CRITICAL)  # pytest keeps records, and with them the frames of errors
+    gc.disable()
+    try:
+        with pytest.raises(RuntimeError):
+            await submit(batcher, "a", x)
+        del x
+        engine.seen.clear()
+        engine.error = None
+        await asyncio.sleep(0.01)
+        assert alive() is None
+    finally:
+        gc.enable()
+        logging.disable(logging.NOTSET)

@@ -56,7 +56,10 @@ class Requests(RuleBasedStateMachine):
 
     def settle(self) -> None:
         """Wait until the engine waits, for a ticket or for work, and what it has told has been heard."""
+        self.loop.run_until_complete(asyncio.sleep(0))
+        deadline = time.monotonic() + 10
         while not (self.gate.waits or self.batcher._idle):
+            assert time.monotonic() < deadline
             time.sleep(1e-4)
         for _ in range(3):
             self.loop.run_until_complete(asyncio.sleep(0))

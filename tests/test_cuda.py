@@ -19,7 +19,7 @@ from service.artifact import (
     open_artifact,
     within_tolerance,
 )
-from service.engine import Call, Engine
+from service.engine import Engine, PassKey
 from service.plans import warm_up
 from service.runner import CUDA_FORMS, Form, Plan, Runner
 from service.scores import negative_log_likelihood, p_values, smallest_p_value
@@ -132,13 +132,13 @@ def test_scores_and_p_values_are_those_of_the_cpu(settings: Settings) -> None:
         engine.warm_up()
     for name, manifest in cpu.manifests.items():
         z = np.random.default_rng(0).normal(size=(70, manifest.num_dims)).astype(np.float32)
-        (x,) = cpu.run(Call(name, "decode", reproducible=True), z)
-        (expected,) = cpu.run(Call(name, "log_prob", reproducible=True), x)
+        (x,) = cpu.run(PassKey(name, "decode", reproducible=True), z)
+        (expected,) = cpu.run(PassKey(name, "log_prob", reproducible=True), x)
         assert manifest.calibration is not None
         calibration = manifest.calibration.array
         expected_p = p_values(negative_log_likelihood(expected), calibration)
         for reproducible in (False, True):
-            (log_prob,) = gpu.run(Call(name, "log_prob", reproducible), x)
+            (log_prob,) = gpu.run(PassKey(name, "log_prob", reproducible), x)
             assert within_tolerance(log_prob, expected)
             moved = np.abs(p_values(negative_log_likelihood(log_prob), calibration) - expected_p)
             assert moved.max() <= 1.001 * smallest_p_value(len(calibration))  # past one calibration score at most

@@ -10,7 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from service.row_queue import Job, Room, RowQueue
 
-ROOMS = {"a": Room(most=8, brief=3), "b": Room(most=5, brief=5)}
+
+def room(key: str, waiting: int) -> Room:
+    return Room(most=8 if waiting >= 16 else 3, brief=4) if key == "a" else Room(most=5, brief=5)
 
 
 def job(key: str, num_rows: int, first: int = 0) -> Job:
@@ -59,7 +61,7 @@ class Queue(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queue: RowQueue[Job] = RowQueue(lambda key, waiting: ROOMS[key])
+        self.queue: RowQueue[Job] = RowQueue(room)
         self.jobs: list[Job] = []
         self.dropped: set[Job] = set()
         self.left: Counter[Job] = Counter()
@@ -81,6 +83,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(brief=st.booleans())
     def take(self, brief: bool) -> None:
+        waiting = dict(self.queue.waiting)
         parts: list[Any] = self.queue.take(brief)
         assert bool(parts) == bool(self.waiting or parts)
         assert len({part.job.key for part in parts}) <= 1
@@ -94,7 +97,8 @@ class Queue(RuleBasedStateMachine):
         num_rows = sum(part.stop - part.start for part in parts)
         self.num_left += num_rows
         if parts:
-            assert 0 < num_rows <= ROOMS[parts[0].job.key].most
+            key = parts[0].job.key
+            assert 0 < num_rows <= room(key, waiting[key]).most
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())

@@ -1,5 +1,6 @@
 """The real server: started as a user starts it, asked over a socket, stopped by a signal."""
 
+import json
 import os
 import signal
 import socket
@@ -102,6 +103,14 @@ def test_workers_share_port_and_figures_and_are_started_again(models_dir: Path) 
             httpx.get(f"{url}/livez")
 
 
+def test_workers_end_with_their_supervisor_however_it_ends(models_dir: Path) -> None:
+    with server("--models", models_dir / "tiny-table.pt", "--workers", "2") as (url, process):
+        process.kill()
+        process.communicate(timeout=30)  # until nobody holds its pipes any more
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{url}/livez")
+
+
 def command(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 
@@ -148,3 +157,62 @@ def test_a_start_that_cannot_work_ends_with_one_line_and_code_2(
     assert process.returncode == 2
     assert stderr.count("\n") == 1, stderr
     assert message in stderr
+
+
+def test_a_port_that_is_taken_ends_the_start_however_many_workers_want_it(models_dir: Path) -> None:
+    for first, second in ((1, 1), (2, 2)):
+        with server("--models", models_dir / "tiny-table.pt", "--workers", first) as (url, _):
+            port = url.rpartition(":")[2]
+            late = start("--models", models_dir / "tiny-table.pt", "--workers", second, "--port", port)
+            _, stderr = late.communicate(timeout=60)
+            assert late.returncode == 2
+            assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in stderr
+
+
+def answered(connection: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    parts = []
+    while part := connection.recv(2**16):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def test_heads_are_bounded_in_time_and_size_and_what_is_no_http_gets_our_error(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOW_KEEP_ALIVE_S", "1")
+    with server("--models", models_dir / "tiny-table.pt") as (url, _):
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        for begun in (b"", b"GET /livez HT", b"GET /livez HTTP/1.1\r\nhost: x\r\nx: "):
+            with socket.create_connection(address, timeout=10) as connection:
+                connection.sendall(begun)
+                assert answered(connection) == b""  # closed, as a connection that stays idle is
+        with socket.create_connection(address, timeout=10) as connection:
+            connection.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\nx: ")
+            time.sleep(0.1)
+            connection.sendall(b"a" * (2**16 + 1))
+            assert b"431 Request Header Fields Too Large" in answered(connection)
+        with socket.create_connection(address, timeout=10) as connection:
+            connection.sendall(b"nonsense\r\n\r\n")
+            head, _, body = answered(connection).partition(b"\r\n\r\n")
+            assert b"400 Bad Request" in head
+            assert json.loads(body).keys() == {"error", "code", "request_id"}
+
+
+def test_a_large_answer_comes_whole_however_slowly_it_is_read(models_dir: Path) -> None:
+    with server("--models", models_dir / "tiny-table.pt") as (url, _):
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        for answer_format in ("json", "npy", "arrow"):
+            request = (
+                f"GET /sample?n=4096&seed=1&format={answer_format} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+            )
+            with socket.create_connection(address, timeout=10) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+                connection.sendall(request.encode())
+                slowly = answered(connection)
+            whole = httpx.get(f"{url}/sample?n=4096&seed=1&format={answer_format}")
+            body = slowly.partition(b"\r\n\r\n")[2]
+            if answer_format == "arrow":  # comes in chunks
+                assert body.endswith(b"0\r\n\r\n")
+            else:
+                assert body == whole.content

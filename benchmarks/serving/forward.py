@@ -10,7 +10,7 @@ import torch
 from benchmarks.serving.bodies import Array
 from benchmarks.timing import Run, interleaved_processes
 from service.artifact import open_artifact, torchscript
-from service.engine import Call, Engine
+from service.engine import Engine, PassKey
 from service.settings import Settings
 
 SIZES = (1, 64, 4096)
@@ -26,7 +26,7 @@ def of_engine(artifact: Path, rows: Array, threads: int, cache: Path) -> dict[st
     """The service's engine, arrays in and out."""
     engine = Engine(Settings(models=[artifact], threads=threads, cache_dir=cache))
     engine.warm_up()
-    call = Call(open_artifact(artifact).manifest.name, "log_prob")
+    call = PassKey(open_artifact(artifact).manifest.name, "log_prob")
     return {f"engine, {size}": partial(engine.run, call, rows[:size]) for size in SIZES}
 
 

@@ -30,7 +30,7 @@ _DICTIONARY, _RECORD = 2, 3  # types of messages
 _UNSIGNED = (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())
 _SIGNED = (pa.int8(), pa.int16(), pa.int32(), pa.int64())
 _NUMBERS = {kind.id for kind in (pa.bool_(), *_UNSIGNED, *_SIGNED, pa.float16(), pa.float32(), pa.float64())}
-_STRINGS = {pa.string().id, pa.large_string().id}
+_STRINGS = {pa.string().id, pa.large_string().id, pa.string_view().id}
 _LISTS = {kind.id for kind in (pa.list_(pa.int8()), pa.large_list(pa.int8()), pa.list_(pa.int8(), 1))}
 
 
@@ -61,6 +61,7 @@ def read(body: bytes | bytearray, check_rows: Callable[[int], None]) -> dict[str
         if stream.read(1):
             raise BadRequest("the Arrow stream is followed by other bytes")
         table.validate(full=True)
+        table = _plain(table)
         return {
             name: _read_column(name, column, body, source)
             for name, column in zip(table.column_names, table.columns, strict=True)
@@ -68,7 +69,8 @@ def read(body: bytes | bytearray, check_rows: Callable[[int], None]) -> dict[str
     except ServiceError:
         raise
     except Exception as error:  # readers of hostile bytes raise nearly anything
-        raise BadRequest("the body is not a readable Arrow IPC stream") from error
+        hint = "; it is a file, send a stream" if body[:6] == b"ARROW1" else ""
+        raise BadRequest(f"the body is not a readable Arrow IPC stream{hint}") from error
 
 
 def write_parts(columns: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> Iterator[memoryview]:
@@ -119,7 +121,7 @@ def _count_rows(source: pa.Buffer, schema: pa.Schema) -> int:
             num_batches += 1
             if num_batches > _MAX_BATCHES:
                 raise BadRequest(f"the Arrow stream has more than {_MAX_BATCHES} batches; combine them")
-    if sum(types.is_dictionary(field.type) for field in schema) > len(dictionaries):
+    if num_batches and sum(types.is_dictionary(field.type) for field in schema) > len(dictionaries):
         raise BadRequest("each column of the Arrow stream must have a dictionary of its own")
     return num_rows
 
@@ -162,13 +164,28 @@ def _check_schema(schema: pa.Schema) -> None:
         if times > 1:
             raise BadRequest(f"the Arrow stream has {times} columns {name[:100]!r}")
     for field in schema:
-        kind = field.type
+        kind = _storage(field.type)
         inner = kind.value_type if kind.id in _LISTS or types.is_dictionary(kind) else kind
         if inner.id not in _NUMBERS and (kind.id in _LISTS or inner.id not in _STRINGS):
             raise Unprocessable(
                 f"column {field.name[:100]!r} is of type {str(kind)[:100]}; "
                 "integers, floats, booleans, strings and lists of numbers are read"
             )
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Tensors as lists, and views of strings as strings."""
+    for i, field in enumerate(table.schema):
+        kind = _storage(field.type)
+        kind = pa.large_string() if kind == pa.string_view() else kind
+        if kind != field.type:
+            table = table.set_column(i, field.name, table.column(i).cast(kind))
+    return table
+
+
+def _storage(kind: Any) -> Any:  # noqa: ANN401 (pyarrow's types know less of themselves than the library)
+    """The type itself, or the one that an extension such as a tensor is made of."""
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
 def _read_column(name: str, column: pa.ChunkedArray[Any], body: bytes | bytearray, source: pa.Buffer) -> Column:
@@ -182,7 +199,8 @@ def _read_column(name: str, column: pa.ChunkedArray[Any], body: bytes | bytearra
         return _read_lists(name, column, body, source)
     chunks: list[Any] = (column.dictionary_encode() if kind.id in _STRINGS else column).chunks
     codes = np.concatenate([np.zeros(0, np.int64), *(chunk.indices.to_numpy() for chunk in chunks)], dtype=np.int64)
-    values: list[Any] = chunks[0].dictionary.to_pylist() if chunks else []  # all have the same dictionary
+    used, codes = np.unique(codes, return_inverse=True)  # a dictionary may be larger than the rows
+    values: list[Any] = chunks[0].dictionary.take(pa.array(used)).to_pylist() if chunks else []  # all share one
     if None in values:
         raise Unprocessable(f"the dictionary of column {name[:100]!r} holds a null; every value must be present")
     of_strings = kind.id in _STRINGS or kind.value_type.id in _STRINGS

@@ -25,7 +25,7 @@ def read_object(body: bytes | bytearray) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"the body is not valid JSON: {error.msg} at character {error.pos}") from error
     if not isinstance(value, dict):
-        raise BadRequest(f"the body must be a JSON object, got {_kind(value)}")
+        raise BadRequest(f"the body must be a JSON object, got {kind_of(value)}")
     return value
 
 
@@ -58,7 +58,7 @@ def read_numbers(value: object, name: str) -> npt.NDArray[np.float64]:
     string among numbers would make an array of strings as long as the longest, and a boolean would pass for a number.
     """
     if not isinstance(value, list):
-        raise Unprocessable(f"{name} must be a list, got {_kind(value)}")
+        raise Unprocessable(f"{name} must be a list, got {kind_of(value)}")
     level, shape = value, [len(value)]
     while set(map(type, level)) == {list}:
         lengths = list(map(len, level))
@@ -73,8 +73,13 @@ def read_numbers(value: object, name: str) -> npt.NDArray[np.float64]:
         shape.append(lengths[0])
         level = list(chain.from_iterable(level))
     if not set(map(type, level)) <= {int, float}:
-        first = next(i for i, item in enumerate(level) if type(item) not in (int, float))
-        raise Unprocessable(f"{_path(name, first, shape)} must be a number, got {_kind(level[first])}")
+        if type(level[0]) in (list, dict, str):  # then it is rather what differs from the first that is wrong
+            first = next((i for i, item in enumerate(level) if type(item) is not type(level[0])), 0)
+            wanted = kind_of(level[0]) if first else "a number"
+        else:
+            first = next(i for i, item in enumerate(level) if type(item) not in (int, float))
+            wanted = "a number"
+        raise Unprocessable(f"{_path(name, first, shape)} must be {wanted}, got {kind_of(level[first])}")
     return np.array(level, np.float64).reshape(shape)
 
 
@@ -141,6 +146,7 @@ def _path(name: str, index: int, shape: list[int]) -> str:
     return name + "".join(f"[{i}]" for i in np.unravel_index(index, shape))
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """Name what a JSON value is."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
