@@ -76,13 +76,13 @@ def _tune_interpreter() -> None:
 
     A garbage collection that looks through all of torch's modules, or at thousands of connections, takes 0.1 s and
     more. What is loaded by now stays and is left out; requests leave no cycles behind, so that looking for some can be
-    rare. And the engine, which needs the interpreter between two passes, gets it from a busy event loop after 1 ms
+    rare. And the engine, which needs the interpreter between two passes, gets it from a busy event loop after 2 ms
     instead of 5; still shorter turns cost more than they give.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-    sys.setswitchinterval(0.001)
+    sys.setswitchinterval(0.002)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
