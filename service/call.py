@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from types import TracebackType
 
@@ -31,16 +32,45 @@ _SMALL_PART = 2**10  # bytes that inflate to no more than a megabyte
 Body = bytes | bytearray
 
 
+class Watch:
+    """Has an eye on calls that go on for a while; one timer for all, since one each is a cost that all would notice."""
+
+    def __init__(self) -> None:
+        self._calls: dict[Call, None] = {}  # the oldest first
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, call: Call) -> None:
+        """Watch a call, once it is WATCHFUL_AFTER_S old, or from the start where its deadline is near."""
+        if call.timeout_s <= 2 * WATCHFUL_AFTER_S:
+            call.watch()
+            return
+        self._calls[call] = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(WATCHFUL_AFTER_S, self._look)
+
+    def end(self, call: Call) -> None:
+        """Forget a call."""
+        self._calls.pop(call, None)
+
+    def _look(self) -> None:
+        self._timer = None
+        for call in list(itertools.takewhile(lambda call: call.age_s >= WATCHFUL_AFTER_S, self._calls)):
+            del self._calls[call]
+            call.watch()
+        if self._calls:
+            self._timer = asyncio.get_running_loop().call_later(WATCHFUL_AFTER_S, self._look)
+
+
 class Call(Request):
     """A request; inside of ``with call``, work is ended when the deadline passes or the caller hangs up.
 
     Raises BadRequest for a deadline that is none.
     """
 
-    def __init__(self, scope: Scope, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive, watch: Watch | None = None) -> None:
         super().__init__(scope, receive)
         self.settings: Settings = scope["app"].state.settings
-        self._header_names = {name for name, _ in scope["headers"]}
+        self._header_values: dict[bytes, bytes] = dict(scope["headers"])
         self.timeout_s = self._read_timeout_s()
         self.budget = Budget(deadline=time.perf_counter() + self.timeout_s)
         self.model = ""
@@ -48,7 +78,7 @@ class Call(Request):
         self._has_body = False
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._watch = watch
         self._watcher: asyncio.Task[None] | None = None
         self._ending: ServiceError | None = None
 
@@ -69,7 +99,12 @@ class Call(Request):
 
     def header(self, name: str) -> str:
         """Values of a header, joined by commas; "" where there is none."""
-        return ",".join(self.headers.getlist(name)) if name.encode() in self._header_names else ""
+        value = self._header_values.get(name.encode())
+        if value is None:
+            return ""
+        if len(self._header_values) == len(self.scope["headers"]):  # each is there once
+            return value.decode("latin-1")
+        return ",".join(self.headers.getlist(name))
 
     @property
     def media_type(self) -> str:
@@ -144,13 +179,14 @@ class Call(Request):
         self._task = asyncio.current_task()
         assert self._task is not None
         self._cancelling = self._task.cancelling()
-        self._timer = asyncio.get_running_loop().call_later(min(WATCHFUL_AFTER_S, self.timeout_s), self._begin_watch)
+        assert self._watch is not None
+        self._watch.begin(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._timer is not None
-        self._timer.cancel()
+        assert self._watch is not None
+        self._watch.end(self)
         if self._watcher is not None:
             self._watcher.cancel()
         if self._ending is not None and isinstance(error, asyncio.CancelledError):
@@ -162,10 +198,16 @@ class Call(Request):
             finally:
                 self._ending = None  # a cycle otherwise, that holds the body
 
-    def _begin_watch(self) -> None:
-        self._watcher = asyncio.ensure_future(self._watch())
+    @property
+    def age_s(self) -> float:
+        """Seconds since it came."""
+        return time.perf_counter() - self.budget.deadline + self.timeout_s
 
-    async def _watch(self) -> None:
+    def watch(self) -> None:
+        """Begin to wait for what ends the work."""
+        self._watcher = asyncio.ensure_future(self._wait_for_the_end())
+
+    async def _wait_for_the_end(self) -> None:
         """Cancel the work when the deadline passes or the caller hangs up, whichever is first."""
         try:
             async with asyncio.timeout(max(0.0, self.budget.deadline - time.perf_counter())):

@@ -18,7 +18,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import ENDPOINTS, Endpoint
-from service.call import Call
+from service.call import Call, Watch
 from service.errors import ServiceError
 from service.metrics import Metrics
 
@@ -35,6 +35,7 @@ class Front:
         self._metrics = metrics
         self._prefix = secrets.token_hex(8)
         self._numbers = itertools.count()
+        self._watch = Watch()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,7 +69,7 @@ class Front:
         arrived = time.perf_counter()
         route, call, code = get_route_path(scope), None, ""
         try:
-            call = Call(scope, receive)
+            call = Call(scope, receive, self._watch)
             with call:
                 response = await endpoint(call)
         except Exception as error:

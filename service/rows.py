@@ -32,11 +32,8 @@ def inputs_from_json(value: object, manifest: Manifest) -> Array:
 def inputs_from_array(array: Array, manifest: Manifest) -> Array:
     """Check and shape an array of inputs. Raises Unprocessable, or BadRequest where a value is not finite."""
     _refuse_empty(array, "inputs")
-    accepted = [manifest.shape, (manifest.num_dims,)]
-    if manifest.kind == "image" and manifest.shape[0] == 1:
-        accepted.append(manifest.shape[1:])
-    if array.shape[1:] not in accepted:
-        wanted = " or ".join(_shape(("B", *shape)) for shape in dict.fromkeys(accepted))
+    if array.shape[1:] not in manifest.row_shapes:
+        wanted = " or ".join(_shape(("B", *shape)) for shape in manifest.row_shapes)
         raise Unprocessable(f"inputs must be of shape {wanted} for model {manifest.name}, got {_shape(array.shape)}")
     _refuse_non_finite(array, "inputs")
     if manifest.value_range is not None:
@@ -47,9 +44,8 @@ def inputs_from_array(array: Array, manifest: Manifest) -> Array:
             raise Unprocessable(
                 f"{_path('inputs', position)} is {array[tuple(position)]}; pixels must lie in [{low}, {high}]"
             )
-    for j, column in enumerate(manifest.columns):
-        if column.type == "categorical":
-            _check_codes(array[:, j], column)
+    for j in manifest.categorical:
+        _check_codes(array[:, j], manifest.columns[j])
     return np.ascontiguousarray(array, manifest.input_dtype).reshape(-1, *manifest.shape)
 
 

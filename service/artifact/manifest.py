@@ -145,6 +145,19 @@ class Manifest(_Part):
         return self.kind == "image" and self.shape[0] in (1, 3)
 
     @cached_property
+    def row_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes that an input may come in."""
+        shapes = [self.shape, (self.num_dims,)]
+        if self.kind == "image" and self.shape[0] == 1:
+            shapes.append(self.shape[1:])
+        return list(dict.fromkeys(shapes))
+
+    @cached_property
+    def categorical(self) -> list[int]:
+        """Which columns hold codes of categories."""
+        return [j for j, column in enumerate(self.columns) if column.type == "categorical"]
+
+    @cached_property
     def quantized(self) -> npt.NDArray[np.bool_]:
         """Which dimensions hold whole numbers or codes, each the centre of a bin of width 1: (D,)."""
         if self.kind == "image":
