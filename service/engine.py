@@ -52,7 +52,9 @@ class Engine:
         # TF32 keeps 10 bits of a product's factors: enough to train, not to tell likelihoods apart.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self._threads = settings.threads or max(1, available_cpus() // settings.workers)
-        torch.set_num_threads(self._threads)
+        # Plans set their own, on the engine's thread. If this one had helpers as well, there would be more threads than
+        # cores, and OpenMP would put them to sleep between any two operations: passes took up to four times as long.
+        torch.set_num_threads(1)
         self._forms = choose_forms(settings.plan, self.device)
         self._runners: dict[str, Runner] = {}
         self._schedules: dict[tuple[str, Operation], Schedule] = {}

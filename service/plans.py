@@ -27,10 +27,10 @@ from service.artifact.torchscript import WARM_UP_CALLS
 from service.machine import available_bytes, describe_machine, peak_bytes, reset_peak
 from service.runner import Form, Plan, Runner
 
-FORMAT = 1  # to be raised with every change of how forms are made, measured or kept: a version may see several
-HOPELESS = {1: 3.0, 2: 1.5, 4: 1.2}  # times as slow as the best at so many rows or more: not measured any further
+FORMAT = 2  # to be raised with every change of how forms are made, measured or kept: a version may see several
+HOPELESS = {1: 3.0, 2: 1.5, 4: 1.2}  # times as slow as the best of as many threads, by rows: measured no further
 ALIKE = 1.03  # times as slow as the best: the first of such plans is taken, so that few forms are kept
-WORTH_THREADS = 1.15  # times as fast as one thread that several must be: they take cores from the event loop
+WORTH_THREADS = 1.5  # times as fast as one thread that several must be: they take cores from the event loop
 WORTH_DOUBLING = 1.02  # rows/s that a bucket must gain over all smaller ones
 SHARES = (0.5, 0.75, 1.0)  # of the time, by the end of each operation: the first tries all plans
 BRIEF_S = 0.002  # what a small request may wait for a pass of large ones without noticing
@@ -297,7 +297,7 @@ def _measure(
         buckets.append(
             Bucket(rows=num_rows, form=best.form, threads=best.threads, seconds=seconds[best], memory=memory)
         )
-        plans = [plan for plan in seconds if seconds[plan] <= HOPELESS[min(num_rows, 4)] * seconds[best]]
+        plans = _promising(seconds, HOPELESS[min(num_rows, 4)])
         out_of_time = time.monotonic() > deadline
         if (
             out_of_time
@@ -309,6 +309,12 @@ def _measure(
     speeds = [bucket.rows / bucket.seconds for bucket in buckets]
     enough = [WORTH_DOUBLING * speed >= max(speeds) for speed in speeds]
     return (buckets[: enough.index(True) + 1] if buckets else []), out_of_time
+
+
+def _promising(seconds: dict[Plan, float], hopeless: float) -> list[Plan]:
+    """Plans that may yet win; threads pay at many rows alone, so that plans compete with those of as many of them."""
+    best = {plan.threads: seconds[plan] for plan in sorted(seconds, key=lambda plan: -seconds[plan])}
+    return [plan for plan in seconds if seconds[plan] <= hopeless * best[plan.threads]]
 
 
 def _grows(buckets: list[Bucket]) -> bool:
