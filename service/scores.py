@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 def bits_per_dim(log_likelihood: FloatArray, num_dims: int) -> FloatArray:
@@ -33,6 +34,19 @@ def p_values(scores: FloatArray, calibration: FloatArray) -> FloatArray:
 def smallest_p_value(num_calibration: int) -> float:
     """1 / (m + 1): no smaller alpha can ever flag anything."""
     return 1.0 / (num_calibration + 1.0)
+
+
+def benjamini_hochberg(p_values: FloatArray, fdr: float) -> BoolArray:
+    """Flag the rows of the k smallest p-values, k the largest number with p_(k) <= fdr k / n: (n,) -> (n,).
+
+    Of what is flagged, the expected share of normal rows is at most fdr times the share of normal rows among the n, if
+    these are independent of each other; that their p-values share one calibration set does no harm. Sources: Benjamini
+    and Hochberg 1995; for conformal p-values, Bates et al. 2023 (arXiv:2104.08279), section 2.
+    """
+    num = len(p_values)
+    ordered = np.sort(p_values)
+    passing = np.flatnonzero(ordered <= fdr * np.arange(1, num + 1) / num)
+    return p_values <= ordered[passing[-1]] if len(passing) else np.zeros(num, np.bool_)
 
 
 def log_mean_exp(values: FloatArray) -> FloatArray:
