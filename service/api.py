@@ -49,6 +49,7 @@ async def log_likelihood(call: Call) -> Response:
         manifest,
         rows,
         options.alpha,
+        options.fdr,
         options.reproducible,
         noisy.samples if noisy else 0,
         noisy.seed if noisy else 0,

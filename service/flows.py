@@ -69,16 +69,18 @@ class Flows:
         manifest: Manifest,
         x: Array,
         alpha: float | None = None,
+        fdr: float | None = None,
         reproducible: bool = False,
         num_noise: int = 0,
         noise_seed: int = 0,
     ) -> dict[str, Any]:
         """``log_likelihood``, ``bits_per_dim`` and, calibrated, ``score``, ``p_value``, ``is_anomaly`` and ``alpha``.
 
+        Given ``fdr``, rows are flagged by Benjamini-Hochberg at that level, which then stands in place of ``alpha``.
         With ``num_noise`` = K > 0 the log-likelihood is log mean_k p(x + u_k) under uniform noise; score and p-value
         keep to the deterministic log p(x), which is what the calibration rows were scored with.
         """
-        alpha = self._alpha(manifest, alpha)
+        self._check_level(manifest, alpha, fdr)
         self.check_rows(len(x) * (1 + num_noise), "rows, dequantization samples counted,")
         log_likelihood, bits, *calibrated = await self._run(budget, manifest, "log_prob", x, reproducible)
         if num_noise:
@@ -87,10 +89,15 @@ class Flows:
             log_likelihood = scores.log_mean_exp(noisy_log_likelihood.reshape(len(x), num_noise))
             bits = scores.bits_per_dim(log_likelihood, manifest.num_dims)
         values = {"log_likelihood": log_likelihood, "bits_per_dim": bits}
-        if not calibrated:
+        if manifest.calibration is None:
             return values
         score, p_value = calibrated
-        return {**values, "score": score, "p_value": p_value, "is_anomaly": p_value <= alpha, "alpha": alpha}
+        values |= {"score": score, "p_value": p_value}
+        if fdr is not None:
+            flagged = await asyncio.to_thread(scores.benjamini_hochberg, p_value, fdr)
+            return {**values, "is_anomaly": flagged, "fdr": fdr}
+        alpha = manifest.calibration.alpha if alpha is None else alpha
+        return {**values, "is_anomaly": p_value <= alpha, "alpha": alpha}
 
     async def encode(
         self, budget: Budget, manifest: Manifest, x: Array, reproducible: bool = False
@@ -151,19 +158,21 @@ class Flows:
         if num > limit:
             raise TooLarge(f"{num} {what} are over the limit of {limit} a request (GLOW_MAX_REQUEST_ROWS)")
 
-    def _alpha(self, manifest: Manifest, alpha: float | None) -> float:
-        calibration = manifest.calibration
-        if calibration is None:
-            if alpha is not None:
-                raise Unprocessable(f"alpha: model {manifest.name} is not calibrated, so it has no p-values")
-            return 0.0
-        smallest = scores.smallest_p_value(len(calibration.values))
-        if alpha is not None and alpha < smallest:
-            rows = len(calibration.values)
-            raise Unprocessable(
-                f"alpha must be at least {smallest:.6g}, the smallest p-value of {rows} calibration rows"
-            )
-        return calibration.alpha if alpha is None else alpha
+    def _check_level(self, manifest: Manifest, alpha: float | None, fdr: float | None) -> None:
+        """Raise Unprocessable for both levels at once, for one without p-values, and for one below all of them."""
+        if alpha is not None and fdr is not None:
+            raise Unprocessable("alpha and fdr are two ways to flag rows; give one of them")
+        for name, level in (("alpha", alpha), ("fdr", fdr)):
+            if level is None:
+                continue
+            if manifest.calibration is None:
+                raise Unprocessable(f"{name}: model {manifest.name} is not calibrated, so it has no p-values")
+            rows = len(manifest.calibration.values)
+            smallest = scores.smallest_p_value(rows)
+            if level < smallest:
+                raise Unprocessable(
+                    f"{name} must be at least {smallest:.6g}, the smallest p-value of {rows} calibration rows"
+                )
 
 
 def _dequantize(x: Array, manifest: Manifest, num_noise: int, seed: int) -> Array:

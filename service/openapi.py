@@ -34,7 +34,8 @@ _NPY: Schema = {
 _ARROW: Schema = {
     **_BINARY,
     "description": "Arrow IPC stream. Rows of a table by column name; images and latents as one column `inputs` or "
-    "`latents` of lists. Answers have a column for each array; their metadata holds model, version, alpha and seed.",
+    "`latents` of lists. Answers have a column for each array; their metadata holds model, version, alpha or fdr, and "
+    "seed.",
 }
 _BINARY_SCHEMAS = {npy.MEDIA_TYPE: _NPY, arrow.MEDIA_TYPE: _ARROW}
 _NUMBERS: Schema = {"type": "array", "items": {"type": "number"}}
@@ -127,6 +128,7 @@ _BINARY_HEADERS: dict[str, Any] = {
         ("x-glow-version", "Version of the model", "string"),
         ("x-glow-seed", "Seed of the samples", "integer"),
         ("x-glow-alpha", "Largest p-value of an anomaly", "number"),
+        ("x-glow-fdr", "Level of Benjamini-Hochberg", "number"),
     )
 }
 
@@ -218,8 +220,13 @@ LOG_LIKELIHOOD = _route(
                 "bits_per_dim": {**_NUMBERS, "description": "-log_likelihood / (D ln 2)."},
                 "score": {**_NUMBERS, "description": "The artifact's anomaly score; higher is more anomalous."},
                 "p_value": {**_NUMBERS, "description": "(1 + #{held-out scores >= score}) / (m + 1)."},
-                "is_anomaly": {"type": "array", "items": {"type": "boolean"}, "description": "p_value <= alpha."},
-                "alpha": {"type": "number"},
+                "is_anomaly": {
+                    "type": "array",
+                    "items": {"type": "boolean"},
+                    "description": "p_value <= alpha or, given fdr, flagged by Benjamini-Hochberg.",
+                },
+                "alpha": {"type": "number", "description": "Unless fdr is given."},
+                "fdr": {"type": "number", "description": "Where it is given."},
             },
             ["log_likelihood", "bits_per_dim"],
             {

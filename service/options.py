@@ -62,6 +62,13 @@ class ScoreOptions(EncodeOptions):
     alpha: float | None = Field(
         None, gt=0, lt=1, description="Rows with a p-value of at most this are anomalies; the artifact's own if absent."
     )
+    fdr: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Flag by Benjamini-Hochberg over the rows of the request, not by alpha: of the flagged rows, at "
+        "most this share is expected to be normal.",
+    )
     dequantization: Dequantization | None = Field(
         None,
         description="Average the likelihood over uniform noise on whole numbers; score and p-value are not affected.",

@@ -9,11 +9,15 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from fastapi import FastAPI
 from PIL import Image
 
 from model.recipe import DataRecipe, Splits, load_splits
 from service.app import create_app
 from service.artifact import Artifact, open_artifact, within_tolerance
+from service.errors import Unprocessable
+from service.flows import Budget, Flows
+from service.scores import benjamini_hochberg
 from service.settings import Settings
 from tests.conftest import tiny_recipe, train_and_export
 from tests.wire import IMAGES, MIXED, TABLE, npy, png, post, read_npy, read_png
@@ -107,6 +111,31 @@ async def test_scores_follow_their_definitions(client: httpx.AsyncClient, images
     assert answer["is_anomaly"] == [p <= 0.2 for p in expected]
     assert answer["alpha"] == 0.2
     assert (await post(client, "/log-likelihood", {"inputs": x.tolist()}))["alpha"] == 0.1
+
+
+async def test_fdr_flags_over_the_rows_of_the_request(client: httpx.AsyncClient, x: Any) -> None:
+    noise = np.random.default_rng(0).integers(0, 16, (4, 1, 8, 8))
+    inputs = np.concatenate([x, noise]).tolist()
+    answer = await post(client, "/log-likelihood", {"inputs": inputs, "fdr": 0.05})
+    assert "alpha" not in answer
+    assert answer["fdr"] == 0.05
+    assert answer["is_anomaly"] == benjamini_hochberg(np.array(answer["p_value"]), 0.05).tolist()
+    assert all(answer["is_anomaly"][5:])
+    assert await post(client, "/log-likelihood?fdr=0.05", {"inputs": inputs}) == answer
+    single = await post(client, "/log-likelihood", {"inputs": inputs[:6], "fdr": 0.05})
+    assert single["p_value"][5] == answer["p_value"][5]
+    assert not any(single["is_anomaly"])  # 1 of 6 rows would need a p-value of 0.05 / 6, below 1 / 101
+    response = await client.post("/log-likelihood?fdr=0.05&format=npy", json={"inputs": inputs})
+    assert response.headers["x-glow-fdr"] == "0.05"
+    assert "x-glow-alpha" not in response.headers
+
+
+@pytest.mark.parametrize("option", ["alpha", "fdr"])
+async def test_without_calibration_there_are_no_p_values_to_flag_by(app: FastAPI, option: str) -> None:
+    flows: Flows = app.state.flows
+    manifest = flows.manifest(TABLE).model_copy(update={"calibration": None})
+    with pytest.raises(Unprocessable, match=f"{option}: model {TABLE} is not calibrated"):
+        await flows.score(Budget(), manifest, np.zeros((1, 3)), **{option: 0.1})  # type: ignore[arg-type]
 
 
 async def test_noise_is_an_anomaly_and_a_held_out_image_is_not(client: httpx.AsyncClient, x: Any) -> None:

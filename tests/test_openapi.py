@@ -72,9 +72,11 @@ async def test_every_example_gets_the_documented_answer(client: httpx.AsyncClien
 
 async def test_the_request_schema_knows_every_option(document: dict[str, Any]) -> None:
     schema = document["paths"]["/log-likelihood"]["post"]["requestBody"]["content"][JSON]["schema"]
-    assert {"inputs", "model", "alpha", "dequantization", "reproducible", "format"} == schema["properties"].keys()
+    assert {"inputs", "model", "alpha", "fdr", "dequantization", "reproducible", "format"} == schema[
+        "properties"
+    ].keys()
     names = {parameter["name"] for parameter in document["paths"]["/log-likelihood"]["post"]["parameters"]}
-    assert {"dequantization_samples", "dequantization_seed", "alpha", "model"} <= names
+    assert {"dequantization_samples", "dequantization_seed", "alpha", "fdr", "model"} <= names
 
 
 VALUES = st.recursive(
@@ -83,7 +85,20 @@ VALUES = st.recursive(
     max_leaves=12,
 )
 MEMBERS = st.sampled_from(
-    ["inputs", "latents", "n", "seed", "temperature", "model", "alpha", "format", "dequantization", "reproducible", "x"]
+    [
+        "inputs",
+        "latents",
+        "n",
+        "seed",
+        "temperature",
+        "model",
+        "alpha",
+        "fdr",
+        "format",
+        "dequantization",
+        "reproducible",
+        "x",
+    ]
 )
 BODIES = st.binary(max_size=60) | st.dictionaries(MEMBERS, VALUES, max_size=4).map(
     lambda values: json.dumps(values).encode()
