@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 JSON = "application/json"
+OPTIONS = ["model", "alpha", "fdr", "dequantization", "reproducible", "format"]  # of /log-likelihood
 
 
 @pytest_asyncio.fixture(scope="session")
@@ -72,9 +73,7 @@ async def test_every_example_gets_the_documented_answer(client: httpx.AsyncClien
 
 async def test_the_request_schema_knows_every_option(document: dict[str, Any]) -> None:
     schema = document["paths"]["/log-likelihood"]["post"]["requestBody"]["content"][JSON]["schema"]
-    assert {"inputs", "model", "alpha", "fdr", "dequantization", "reproducible", "format"} == schema[
-        "properties"
-    ].keys()
+    assert {"inputs", *OPTIONS} == schema["properties"].keys()
     names = {parameter["name"] for parameter in document["paths"]["/log-likelihood"]["post"]["parameters"]}
     assert {"dequantization_samples", "dequantization_seed", "alpha", "fdr", "model"} <= names
 
@@ -84,22 +83,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["a", "b", "count", "samples"]), inner),
     max_leaves=12,
 )
-MEMBERS = st.sampled_from(
-    [
-        "inputs",
-        "latents",
-        "n",
-        "seed",
-        "temperature",
-        "model",
-        "alpha",
-        "fdr",
-        "format",
-        "dequantization",
-        "reproducible",
-        "x",
-    ]
-)
+MEMBERS = st.sampled_from([*OPTIONS, "inputs", "latents", "n", "seed", "temperature", "x"])
 BODIES = st.binary(max_size=60) | st.dictionaries(MEMBERS, VALUES, max_size=4).map(
     lambda values: json.dumps(values).encode()
 )
