@@ -32,9 +32,7 @@ def inputs_from_json(value: object, manifest: Manifest) -> Array:
 def inputs_from_array(array: Array, manifest: Manifest) -> Array:
     """Check and shape an array of inputs. Raises Unprocessable, or BadRequest where a value is not finite."""
     _refuse_empty(array, "inputs")
-    if array.shape[1:] not in manifest.row_shapes:
-        wanted = " or ".join(_shape(("B", *shape)) for shape in manifest.row_shapes)
-        raise Unprocessable(f"inputs must be of shape {wanted} for model {manifest.name}, got {_shape(array.shape)}")
+    check_shape(array.shape, manifest)
     _refuse_non_finite(array, "inputs")
     if manifest.value_range is not None:
         low, high = manifest.value_range[0] - 0.5, manifest.value_range[1] + 0.5
@@ -47,6 +45,13 @@ def inputs_from_array(array: Array, manifest: Manifest) -> Array:
     for j in manifest.categorical:
         _check_codes(array[:, j], manifest.columns[j])
     return np.ascontiguousarray(array, manifest.input_dtype).reshape(-1, *manifest.shape)
+
+
+def check_shape(shape: tuple[int, ...], manifest: Manifest) -> None:
+    """Raise Unprocessable for an array of inputs of a shape that the model does not take."""
+    if shape[1:] not in manifest.row_shapes:
+        wanted = " or ".join(_shape(("B", *row)) for row in manifest.row_shapes)
+        raise Unprocessable(f"inputs must be of shape {wanted} for model {manifest.name}, got {_shape(shape)}")
 
 
 def inputs_from_arrow(columns: Mapping[str, arrow.Column], manifest: Manifest) -> Array:

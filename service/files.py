@@ -1,0 +1,278 @@
+"""Files of rows, read in batches of bounded size: what the commands that score files share.
+
+Tables (.parquet, .csv) give their columns by name, in any order, and may have others beside them; arrays (.npy, .npz)
+give them by position; a folder holds PNG and JPEG images, which come in the order of their paths. Rows are counted
+from 0, without a heading, and checked as those of a request are.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from service.artifact import Manifest
+from service.cells import is_readable, read_cells
+from service.codecs import arrow, image
+from service.errors import ServiceError
+from service.rows import check_shape, inputs_from_array, inputs_from_arrow
+
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+_BATCH_VALUES = 2**20
+_BATCH_ROWS = 4096
+_CSV_BLOCK_BYTES = 2**22  # no line of a CSV file may be longer
+
+Array = npt.NDArray[Any]
+Positions = npt.NDArray[np.int64]
+Item = TypeVar("Item")
+
+
+class FileError(ValueError):
+    """A file that cannot be read, or not for this model; the message names the file, the rule and the value."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a file that stand next to each other: those that the model takes, and why it does not take the others."""
+
+    num_rows: int
+    rows: Array  # (K, *shape), as the engine takes them
+    positions: Positions  # of these in the file: (K,), ascending
+    refused: dict[int, str]  # by position in the file, ascending: which column holds what, and the rule
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """A file of rows for one model, which may be read several times."""
+
+    path: Path
+    manifest: Manifest
+    num_rows: int | None  # None where only reading it tells
+    _parts: Callable[[], Iterator[_Part]]
+
+    def batches(self) -> Iterator[Batch]:
+        """Read it from the start. Raises FileError where it breaks off."""
+        start = 0
+        for part in _guarded(self.path, self._parts):
+            candidates = np.setdiff1d(np.arange(part.num_rows), np.fromiter(part.faults, np.int64))
+            taken, faults = _sift(part.read, candidates)
+            refused = {start + i: text for i, text in sorted((part.faults | faults).items())}
+            positions = np.setdiff1d(candidates, np.fromiter(faults, np.int64))
+            none = np.zeros((0, *self.manifest.shape), self.manifest.input_dtype)
+            yield Batch(part.num_rows, np.concatenate([none, *taken]), start + positions, refused)
+            start += part.num_rows
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some rows, numbered from 0."""
+
+    num_rows: int
+    faults: dict[int, str]  # what is known to be wrong with some
+    read: Callable[[Positions], Array]  # those of such numbers, or ServiceError where the model does not take one
+
+
+def open_rows(path: Path, manifest: Manifest) -> RowFile:
+    """Open a file for a model. Raises FileError where it is not one of rows that the model could take."""
+    if not path.exists():
+        raise FileError(f"{path}: no such file or folder")
+    openers = {".parquet": _open_parquet, ".csv": _open_csv, ".npy": _open_npy, ".npz": _open_npz}
+    opener = _open_folder if path.is_dir() else openers.get(path.suffix)
+    if opener is None:
+        raise FileError(f"{path}: unknown kind of file; expected .parquet, .csv, .npy, .npz or a folder of images")
+    opened = next(_guarded(path, lambda: iter([opener(path, manifest)])))
+    if opened.num_rows == 0:
+        raise FileError(f"{path}: holds no rows")
+    return opened
+
+
+def _guarded(path: Path, items: Callable[[], Iterator[Item]]) -> Iterator[Item]:
+    try:
+        yield from items()
+    except (FileError, MemoryError):
+        raise
+    except ServiceError as error:
+        raise FileError(f"{path}: {error}") from error
+    except Exception as error:  # the readers raise nearly anything on files that are not what their name says
+        raise FileError(f"{path}: cannot be read: {str(error).strip() or type(error).__name__}") from error
+
+
+def _sift(read: Callable[[Positions], Array], candidates: Positions) -> tuple[list[Array], dict[int, str]]:
+    """Rows that the model takes, in parts, and the reasons against the others, each found by halving."""
+    if not len(candidates):
+        return [], {}
+    try:
+        return [read(candidates)], {}
+    except ServiceError as error:
+        if len(candidates) == 1:
+            return [], {int(candidates[0]): _reason(error)}
+    (first, faults), (second, more) = (_sift(read, half) for half in np.array_split(candidates, 2))
+    return first + second, faults | more
+
+
+def _reason(error: ServiceError) -> str:
+    """What an error says of the only row that it was raised for."""
+    text = str(error).removeprefix("inputs[0]")
+    named = re.match(r"\[(['\"].*?['\"])\] ", text)
+    return f"column {named[1]} {text[named.end() :]}" if named else f"pixel {text}"
+
+
+def _batch_rows(manifest: Manifest) -> int:
+    return max(1, min(_BATCH_ROWS, _BATCH_VALUES // manifest.num_dims))
+
+
+def _starts(num_rows: int, manifest: Manifest) -> range:
+    return range(0, num_rows, _batch_rows(manifest))
+
+
+def _open_parquet(path: Path, manifest: Manifest) -> RowFile:
+    file = parquet.ParquetFile(path, memory_map=True)  # unmapped, it would read a whole row group
+    schema = file.schema_arrow
+    names = _check_names(path, schema.names, manifest)
+    for column in manifest.columns:
+        type_ = schema.field(column.name).type
+        if not is_readable(type_, column):
+            raise FileError(f"{path}: column {column.name!r} is of type {type_}; expected numbers")
+
+    def parts() -> Iterator[_Part]:
+        for batch in file.iter_batches(_batch_rows(manifest), columns=names, use_threads=False):
+            yield _table_part(dict(zip(batch.schema.names, batch.columns, strict=True)), manifest)
+
+    return RowFile(path, manifest, file.metadata.num_rows, parts)
+
+
+def _open_csv(path: Path, manifest: Manifest) -> RowFile:
+    read_options = csv.ReadOptions(block_size=_CSV_BLOCK_BYTES)
+    with csv.open_csv(path, read_options) as reader:
+        names = _check_names(path, reader.schema.names, manifest)
+    as_text = csv.ConvertOptions(  # a type that the first lines suggest may not fit the others
+        column_types={name: pa.large_string() for name in names}, include_columns=names, strings_can_be_null=True
+    )
+
+    def parts() -> Iterator[_Part]:
+        with csv.open_csv(path, read_options, convert_options=as_text) as reader:
+            for block in reader:
+                for start in _starts(block.num_rows, manifest):
+                    batch = block.slice(start, _batch_rows(manifest))
+                    yield _table_part(dict(zip(names, batch.columns, strict=True)), manifest)
+
+    return RowFile(path, manifest, None, parts)
+
+
+def _check_names(path: Path, found: list[str], manifest: Manifest) -> list[str]:
+    """Names of the model's columns, in their order; each must be there once."""
+    if manifest.kind == "image":
+        raise FileError(f"{path}: is a table, but {manifest.name} takes images: .npy, .npz or a folder")
+    names = [column.name for column in manifest.columns]
+    for name in names:
+        if found.count(name) != 1:
+            number = "no column" if name not in found else f"{found.count(name)} columns"
+            raise FileError(f"{path}: has {number} {name!r}; {manifest.name} takes {', '.join(names)}")
+    return names
+
+
+def _table_part(columns: Mapping[str, pa.Array[Any]], manifest: Manifest) -> _Part:
+    cells = {column.name: read_cells(columns[column.name], column) for column in manifest.columns}
+    faults: dict[int, str] = {}
+    for name, column in cells.items():
+        for i, text in column.faults.items():
+            faults.setdefault(i, f"column {name!r} {text}")
+
+    def read(chosen: Positions) -> Array:
+        return inputs_from_arrow({name: _chosen(column.values, chosen) for name, column in cells.items()}, manifest)
+
+    return _Part(len(next(iter(columns.values()))), faults, read)
+
+
+def _chosen(values: arrow.Column, rows: Positions) -> arrow.Column:
+    return arrow.Strings(values.codes[rows], values.names) if isinstance(values, arrow.Strings) else values[rows]
+
+
+def _open_npy(path: Path, manifest: Manifest) -> RowFile:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    _check_array(path, array.shape, array.dtype, manifest)
+
+    def parts() -> Iterator[_Part]:
+        for start in _starts(len(array), manifest):
+            yield _array_part(np.array(array[start : start + _batch_rows(manifest)]), manifest)
+
+    return RowFile(path, manifest, len(array), parts)
+
+
+def _open_npz(path: Path, manifest: Manifest) -> RowFile:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        name = next((name for name in ("X.npy", "x.npy", "images.npy") if name in names), names[0] if names else "")
+        if len(names) != 1 and name not in ("X.npy", "x.npy", "images.npy"):
+            found = ", ".join(name.removesuffix(".npy") for name in names)
+            raise FileError(f"{path}: expected one array, or one named X, x or images, got {found or 'none'}")
+        with archive.open(name) as stream:
+            shape, by_columns, dtype = _read_header(stream)
+    _check_array(path, shape, dtype, manifest)
+
+    def parts() -> Iterator[_Part]:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as stream:
+            if by_columns:  # the first row is complete only where the last column begins
+                whole = np.lib.format.read_array(stream, allow_pickle=False)
+            else:
+                _read_header(stream)
+            for start in _starts(shape[0], manifest):
+                num = min(_batch_rows(manifest), shape[0] - start)
+                if by_columns:
+                    rows = whole[start : start + num]
+                else:
+                    flat = np.frombuffer(stream.read(num * int(np.prod(shape[1:])) * dtype.itemsize), dtype)
+                    rows = flat.reshape(num, *shape[1:])
+                yield _array_part(rows, manifest)
+
+    return RowFile(path, manifest, shape[0], parts)
+
+
+def _read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:  # noqa: ANN401 (zipfile's own class)
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    return readers[version](stream)
+
+
+def _check_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], manifest: Manifest) -> None:
+    if dtype.kind not in "biuf":
+        raise FileError(f"{path}: expected numbers, got values of type {dtype}")
+    check_shape(shape, manifest)
+
+
+def _array_part(array: Array, manifest: Manifest) -> _Part:
+    if manifest.kind == "vector":
+        values = array.T.astype(np.float64)
+        names = [column.name for column in manifest.columns]
+        return _table_part({name: pa.array(row) for name, row in zip(names, values, strict=True)}, manifest)
+    return _Part(len(array), {}, lambda chosen: inputs_from_array(array[chosen], manifest))
+
+
+def _open_folder(path: Path, manifest: Manifest) -> RowFile:
+    value_range = manifest.value_range
+    if value_range is None or not manifest.is_picture:
+        raise FileError(f"{path}: is a folder, but {manifest.name} takes no pictures; expected a file")
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    if not files:
+        raise FileError(f"{path}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
+
+    def parts() -> Iterator[_Part]:
+        for start in _starts(len(files), manifest):
+            group = files[start : start + _batch_rows(manifest)]
+            pixels, faults = np.zeros((len(group), *manifest.shape), np.float32), {}
+            for i, file in enumerate(group):
+                try:
+                    pixels[i] = image.read(file.read_bytes(), manifest.shape, value_range, str(file.relative_to(path)))
+                except ServiceError as error:
+                    faults[i] = str(error)
+            yield _Part(len(group), faults, pixels.__getitem__)
+
+    return RowFile(path, manifest, len(files), parts)
