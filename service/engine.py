@@ -82,10 +82,11 @@ class Engine:
             raise ArtifactError(f"GLOW_DEFAULT_MODEL is {wanted!r}, but only {', '.join(self._runners)} are served")
         return wanted
 
-    def warm_up(self) -> None:
+    def warm_up(self, reproducible_only: bool = False) -> None:
         """Choose every model's plans and run them until nothing is left to compile.
 
-        Raises ArtifactError for a model whose golden case no plan reproduces.
+        ``reproducible_only`` measures nothing, which takes a second or two; other passes then do not run. Raises
+        ArtifactError for a model whose golden case no plan reproduces.
         """
         if self._schedules:  # an application that is started again
             return
@@ -95,6 +96,9 @@ class Engine:
             with locked(settings.cache_dir):
                 canonical = self._canonical[name] = self._choose_canonical(runner)
             passes = {(operation, canonical.rows, canonical.plan) for operation in OPERATIONS}
+            if reproducible_only:
+                runner.keep(passes)
+                continue
             left = (deadline - time.monotonic()) / (len(self._runners) - done)
             schedules = schedules_of(
                 runner, self._forms, self._threads, settings.max_batch_rows, settings.cache_dir, left

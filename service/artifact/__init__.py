@@ -8,6 +8,7 @@ from service.artifact.file import Artifact as Artifact
 from service.artifact.file import ArtifactError as ArtifactError
 from service.artifact.file import check_golden as check_golden
 from service.artifact.file import open_artifact as open_artifact
+from service.artifact.file import read_records as read_records
 from service.artifact.file import save_artifact as save_artifact
 from service.artifact.file import version_of as version_of
 from service.artifact.file import write_whole as write_whole

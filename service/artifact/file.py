@@ -96,6 +96,11 @@ def save_artifact(path: Path, records: dict[str, bytes], manifest: Manifest) -> 
         raise ArtifactError(f"{path}: cannot be written: {error.strerror}") from error
 
 
+def read_records(path: Path) -> dict[str, bytes]:
+    """Check the digest, and read the records of an artifact, its manifest among them. Raises ArtifactError."""
+    return _read_records(path, _read_whole(path))
+
+
 def open_artifact(path: Path) -> Artifact:
     """Check digest, manifest and golden case, in this order, and load. Raises ArtifactError."""
     data = _read_whole(path)
