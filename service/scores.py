@@ -36,6 +36,11 @@ def smallest_p_value(num_calibration: int) -> float:
     return 1.0 / (num_calibration + 1.0)
 
 
+def highest_normal_score(calibration: FloatArray, alpha: float) -> float:
+    """Of the ascending calibration scores, the highest whose p-value is over alpha: scores above it are anomalies."""
+    return float(calibration[p_values(calibration, calibration) > alpha].max())
+
+
 def benjamini_hochberg(p_values: FloatArray, fdr: float) -> BoolArray:
     """Flag the rows of the k smallest p-values, k the largest number with p_(k) <= fdr k / n: (n,) -> (n,).
 
