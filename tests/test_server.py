@@ -87,20 +87,31 @@ def counted(url: str) -> float:
 def test_workers_share_port_and_figures_and_are_started_again(models_dir: Path) -> None:
     with server("--models", models_dir / "tiny-table.pt", "--workers", "2") as (url, process):
         body = {"inputs": [[0.5, 1010.0, 3.0]]}
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        before = wait_for_workers(process.pid)
         for answered in (20, 40):
             for _ in range(20):  # a connection each, so that both workers get some
                 assert httpx.post(f"{url}/encode", json=body).status_code == 200
             assert counted(url) == answered
-            workers = [int(pid) for pid in children.read_text().split() if b"spawn_main" in command(int(pid))]
-            assert len(workers) == 2
             if answered == 20:
-                os.kill(workers[0], signal.SIGKILL)
-                wait_until_ready(url, process)
+                os.kill(before[0], signal.SIGKILL)
+                after = wait_for_workers(process.pid, without=before[0])
+                assert before[1] in after
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) in (0, -signal.SIGTERM)
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{url}/livez")
+
+
+def wait_for_workers(supervisor: int, without: int = 0) -> list[int]:
+    """Process ids of two workers."""
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children")
+    for _ in range(300):
+        found = [int(pid) for pid in children.read_text().split()]
+        workers = [pid for pid in found if pid != without and b"spawn_main" in command(pid)]
+        if len(workers) == 2:
+            return workers
+        time.sleep(0.1)
+    raise AssertionError(f"{workers} of 2 workers")
 
 
 def test_workers_end_with_their_supervisor_however_it_ends(models_dir: Path) -> None:
@@ -112,7 +123,11 @@ def test_workers_end_with_their_supervisor_however_it_ends(models_dir: Path) -> 
 
 
 def command(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
+    """Command line of a process, empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def test_the_head_and_the_body_of_an_answer_come_together(models_dir: Path) -> None:
