@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import multiprocessing
 import os
 import resource
 import signal
@@ -11,7 +12,6 @@ import socket
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -107,7 +107,7 @@ def create_worker() -> FastAPI:
     """Build a worker's app from the environment alone."""
     from service.app import create_app  # not before: prometheus_client looks at the environment when it is imported
 
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_supervisor, daemon=True).start()
     try:
         settings = read_settings()
         log_to_stderr(settings)
@@ -117,11 +117,12 @@ def create_worker() -> FastAPI:
         sys.exit(STARTUP_FAILURE)
 
 
-def _end_with(parent: int) -> None:
+def _end_with_supervisor() -> None:
     """End this process as by a signal when its supervisor is gone, and nobody can stop it or start it again."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
+    supervisor = multiprocessing.parent_process()
+    if supervisor is not None:
+        supervisor.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def log_to_stderr(settings: Settings) -> None:

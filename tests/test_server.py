@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -32,6 +32,7 @@ def start(*arguments: object, **environment: str) -> "subprocess.Popen[str]":
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        start_new_session=True,
     )
 
 
@@ -45,8 +46,9 @@ def server(*arguments: object) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
         wait_until_ready(url, process)
         yield url, process
     finally:
-        process.kill()
-        process.communicate()
+        with suppress(ProcessLookupError):  # no worker outlives its test
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
 
 
 def wait_until_ready(url: str, process: "subprocess.Popen[str]") -> None:
@@ -59,8 +61,8 @@ def wait_until_ready(url: str, process: "subprocess.Popen[str]") -> None:
         except httpx.TransportError:
             pass
         time.sleep(0.1)
-    process.kill()
-    raise AssertionError(process.communicate())
+    os.killpg(process.pid, signal.SIGKILL)
+    raise AssertionError(process.communicate(timeout=60))
 
 
 def test_a_started_server_answers_and_a_signal_lets_it_finish_what_it_took(models_dir: Path) -> None:
