@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from service.app import create_app
 from service.artifact import ArtifactError
+from service.cli import Parser, UsageError
 from service.settings import SettingsError, read_settings
 from service.workers import log_to_stderr, serve, serve_with_workers, taken_port
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(message)
-
-
 def main(argv: list[str]) -> int:
     """Serve until a signal. Wrong settings and artifacts end the start with one line and exit code 2."""
-    parser = _Parser(prog="python -m service", description="Serve Glow artifacts over HTTP.")
+    parser = Parser(
+        "python -m service", "Serve Glow artifacts over HTTP.", "python -m service --models my-table.pt --port 9000"
+    )
     parser.add_argument(
         "--models", type=Path, nargs="+", metavar="DIR_OR_FILE", help="artifacts, instead of the embedded ones"
     )
@@ -38,7 +34,7 @@ def main(argv: list[str]) -> int:
                 return 0
             del app
             return 0 if serve_with_workers(settings, bound, given) else 1
-    except (SettingsError, ArtifactError) as error:
+    except (SettingsError, ArtifactError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

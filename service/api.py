@@ -102,7 +102,7 @@ async def _sample(call: Call, options: SampleOptions) -> Response:
     call.begin(manifest.name, options.n)
     samples = await flows.sample(call.budget, manifest, options.n, temperature, seed)
     values: dict[str, object] = {"samples": samples}
-    if answer_format == "json":  # no other format has a place for it
+    if answer_format == "json":  # the others carry samples alone, to be sent back as they are
         values["log_likelihood"] = await flows.log_likelihood(call.budget, manifest, samples, reproducible=True)
     return await answer(call, answer_format, manifest, {**values, "seed": seed}, "samples")
 

@@ -13,14 +13,13 @@ from tqdm import tqdm
 
 from service.artifact import ArtifactError
 from service.errors import ServiceError
-from service.files import FileError
 from service.settings import SettingsError
 
 _REPORT_S = 5.0  # between lines where there is no terminal
 
 
 class UsageError(ValueError):
-    """Arguments that the command does not take."""
+    """Arguments, or files that they name, that a command does not take."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,7 +62,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     """Run a command's main; wrong use ends with one line on standard error and exit code 2, no traceback."""
     try:
         main(sys.argv[1:])
-    except (ArtifactError, FileError, ServiceError, SettingsError, UsageError, OSError, MemoryError) as error:
+    except (ArtifactError, ServiceError, SettingsError, UsageError, OSError, MemoryError) as error:
         print("error:", *(str(error) or type(error).__name__).split(), file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

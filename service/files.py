@@ -21,11 +21,13 @@ from pyarrow import csv, parquet
 
 from service.artifact import Manifest
 from service.cells import is_readable, read_cells
+from service.cli import UsageError
 from service.codecs import arrow, image
 from service.errors import ServiceError
 from service.rows import check_shape, inputs_from_array, inputs_from_arrow
 
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
+_NPZ_NAMES = ("X.npy", "x.npy", "images.npy")  # of the array of rows, where there are others
 _BATCH_VALUES = 2**20
 _BATCH_ROWS = 4096
 _CSV_BLOCK_BYTES = 2**22  # no line of a CSV file may be longer
@@ -35,7 +37,7 @@ Positions = npt.NDArray[np.int64]
 Item = TypeVar("Item")
 
 
-class FileError(ValueError):
+class FileError(UsageError):
     """A file that cannot be read, or not for this model; the message names the file, the rule and the value."""
 
 
@@ -210,8 +212,8 @@ def _open_npy(path: Path, manifest: Manifest) -> RowFile:
 def _open_npz(path: Path, manifest: Manifest) -> RowFile:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-        name = next((name for name in ("X.npy", "x.npy", "images.npy") if name in names), names[0] if names else "")
-        if len(names) != 1 and name not in ("X.npy", "x.npy", "images.npy"):
+        name = next((name for name in _NPZ_NAMES if name in names), names[0] if names else "")
+        if len(names) != 1 and name not in _NPZ_NAMES:
             found = ", ".join(name.removesuffix(".npy") for name in names)
             raise FileError(f"{path}: expected one array, or one named X, x or images, got {found or 'none'}")
         with archive.open(name) as stream:

@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
+from service.app import create_app
 from service.artifact import ArtifactError
 from service.protocol import Protocol
 from service.settings import Settings, SettingsError, read_settings
@@ -96,7 +97,7 @@ def serve_with_workers(settings: Settings, bound: socket.socket, given: Mapping[
         environment["PROMETHEUS_MULTIPROC_DIR"] = str(figures)
         if settings.cache_dir is None:  # or each would measure, all at once
             environment["GLOW_CACHE_DIR"] = folder
-        os.environ.update(environment)
+        os.environ.update(environment)  # before workers start: prometheus_client looks at it when it is imported
         config = _config("service.workers:create_worker", settings)
         supervisor = Multiprocess(config, sockets=[_Share(bound)])  # type: ignore[list-item]
         supervisor.run()
@@ -105,8 +106,6 @@ def serve_with_workers(settings: Settings, bound: socket.socket, given: Mapping[
 
 def create_worker() -> FastAPI:
     """Build a worker's app from the environment alone."""
-    from service.app import create_app  # not before: prometheus_client looks at the environment when it is imported
-
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     try:
         settings = read_settings()

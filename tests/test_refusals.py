@@ -158,7 +158,7 @@ async def test_a_wrong_request_gets_its_status_and_a_reason(
             "text/plain",
             b"x",
             415,
-            "it must be application/json, application/x-npy, application/vnd.apache.arrow.stream, image/png",
+            "application/json, application/x-npy, application/vnd.apache.arrow.stream, image/png, image/jpeg",
         ),
         ("application/x-www-form-urlencoded", b"x=1", 415, "the body is 'application/x-www-form-urlencoded'"),
     ],

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.arguments import at_least, some_of
 from benchmarks.serving import processes
-from benchmarks.serving.arguments import at_least, some_of
 from benchmarks.serving.bodies import MEDIA_TYPES, Media, table_rows, write_body
 from benchmarks.serving.forward import SIZES, forward_seconds, log_prob_of_script
 from benchmarks.serving.report import OURS, Reading, table

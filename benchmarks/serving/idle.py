@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from benchmarks.arguments import at_least
 from benchmarks.serving import processes
-from benchmarks.serving.arguments import at_least
 from benchmarks.serving.bodies import MEDIA_TYPES, table_rows, write_body
 from benchmarks.serving.servers import glow, running
 from benchmarks.serving.wrk import Result, drive, require_wrk

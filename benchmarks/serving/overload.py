@@ -17,8 +17,8 @@ from threading import Event
 
 import numpy as np
 
+from benchmarks.arguments import at_least
 from benchmarks.serving import processes
-from benchmarks.serving.arguments import at_least
 from benchmarks.serving.bodies import MEDIA_TYPES, write_body
 from benchmarks.serving.client import Client, Outcome
 from benchmarks.serving.servers import glow, running

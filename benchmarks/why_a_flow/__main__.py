@@ -6,8 +6,6 @@ CPU time on one core; the answer is one table. Without ``--data`` the images are
 
 from __future__ import annotations
 
-import argparse
-import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks.arguments import at_least
 from benchmarks.why_a_flow.autoregressive import ORDERS, PixelCNNLearner
 from benchmarks.why_a_flow.flow import FlowLearner
 from benchmarks.why_a_flow.gan import GANLearner
@@ -67,26 +66,14 @@ def compare(images: Images, seconds: float, num_seeds: int) -> Comparison:
     )
 
 
-def number(kind: type[float], lowest: float) -> Callable[[str], float]:
-    """Make the type of an argument: a finite number, at least the lowest."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not lowest <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"must be a number of at least {lowest:g}, got {text}")
-        return value
-
-    return parse
-
-
 def main(argv: list[str]) -> None:
     """Run the command."""
     parser = Parser(prog="python -m benchmarks.why_a_flow", description="Compare four kinds of generative model.")
     parser.add_argument("--data", type=Path, help="folder of an MNIST-like data set (default: scikit-learn's digits)")
-    parser.add_argument("--seconds", type=number(float, 0.1), default=60.0, help="CPU time to train each model")
-    parser.add_argument("--seeds", type=number(int, 1), default=3, help="trainings of each kind of model")
+    parser.add_argument("--seconds", type=at_least(float, 0.1), default=60.0, help="CPU time to train each model")
+    parser.add_argument("--seeds", type=at_least(int, 1), default=3, help="trainings of each kind of model")
     parser.add_argument(
-        "--rows", type=number(int, 2), default=1000, help="test images, and samples compared with them, at most"
+        "--rows", type=at_least(int, 2), default=1000, help="test images, and samples compared with them, at most"
     )
     parser.add_argument("--out", type=Path, help="write the table there too")
     args = parser.parse_args(argv)
