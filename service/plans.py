@@ -27,8 +27,8 @@ from service.artifact.torchscript import WARM_UP_CALLS
 from service.machine import available_bytes, describe_machine, peak_bytes, reset_peak
 from service.runner import Form, Plan, Runner
 
-FORMAT = 2  # to be raised with every change of how forms are made, measured or kept: a version may see several
-HOPELESS = {1: 3.0, 2: 1.5, 4: 1.2}  # times as slow as the best of as many threads, by rows: measured no further
+FORMAT = 3  # to be raised with every change of how forms are made, measured or kept: a version may see several
+HOPELESS = {1: 3.0, 2: 1.5, 4: 1.2}  # times as slow as the best at so many rows or more: not measured any further
 ALIKE = 1.03  # times as slow as the best: the first of such plans is taken, so that few forms are kept
 WORTH_THREADS = 1.5  # times as fast as one thread that several must be: they take cores from the event loop
 WORTH_DOUBLING = 1.02  # rows/s that a bucket must gain over all smaller ones
@@ -312,9 +312,10 @@ def _measure(
 
 
 def _promising(seconds: dict[Plan, float], hopeless: float) -> list[Plan]:
-    """Plans that may yet win; threads pay at many rows alone, so that plans compete with those of as many of them."""
-    best = {plan.threads: seconds[plan] for plan in sorted(seconds, key=lambda plan: -seconds[plan])}
-    return [plan for plan in seconds if seconds[plan] <= hopeless * best[plan.threads]]
+    """Plans that may yet win, and the fastest of each number of threads, which pay at many rows alone."""
+    fastest = min(seconds.values())
+    of_threads = {plan.threads: plan for plan in sorted(seconds, key=lambda plan: -seconds[plan])}
+    return [plan for plan in seconds if seconds[plan] <= hopeless * fastest or plan is of_threads[plan.threads]]
 
 
 def _grows(buckets: list[Bucket]) -> bool:

@@ -299,3 +299,10 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_the_cache(
     (tmp_path / "file").touch()
     measured(runner, cache_dir=tmp_path / "file")
     assert "GLOW_CACHE_DIR" in caplog.text
+
+
+def test_threads_that_pay_at_many_rows_alone_are_still_tried_there() -> None:
+    one, other, two, slow = Plan("packed", 1), Plan("frozen", 1), Plan("packed", 2), Plan("frozen", 2)
+    seconds = {one: 1.0, other: 1.3, two: 3.0, slow: 3.1}
+    assert plans._promising(seconds, 1.2) == [one, two]
+    assert plans._promising(seconds, 1.5) == [one, other, two]
