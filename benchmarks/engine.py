@@ -152,14 +152,14 @@ def of_engine(table: Path) -> dict[str, Run]:
     images, codes = pictures(manifest), latents(manifest)
     rows = np.random.default_rng(0).normal(size=(TABLE_ROWS, COLUMNS))
     return {
-        "log_prob, 64": lambda: engine.run(PassKey(IMAGES, "log_prob"), images),
-        "log_prob, 1": lambda: engine.run(PassKey(IMAGES, "log_prob"), images[:1]),
+        "log_prob, 64": lambda: engine.run(PassKey(IMAGES, "statistics"), images),
+        "log_prob, 1": lambda: engine.run(PassKey(IMAGES, "statistics"), images[:1]),
         "encode, 64": lambda: engine.run(PassKey(IMAGES, "encode"), images),
         "decode, 64": lambda: engine.run(PassKey(IMAGES, "decode"), codes),
         "sample, 64": lambda: engine.run(PassKey(IMAGES, "decode", reproducible=True), codes),
         "sample, 1": lambda: engine.run(PassKey(IMAGES, "decode", reproducible=True), codes[:1]),
-        "table": lambda: engine.run(PassKey("table", "log_prob"), rows),
-        TABLE: lambda: engine.run(PassKey(TABLE, "log_prob"), rows),
+        "table": lambda: engine.run(PassKey("table", "statistics"), rows),
+        TABLE: lambda: engine.run(PassKey(TABLE, "statistics"), rows),
     }
 
 

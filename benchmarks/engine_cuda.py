@@ -14,10 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import interleaved
 from model.cli import Parser, UsageError, run_command
-from model.fold import fold
+from model.fold import fold, statistics_names
 from model.glow import Glow, GlowConfig, build_glow
 from service.artifact import Artifact, Golden, LatentPart, Manifest, compile_module, methods_of
 from service.runner import Plan, Runner
+from service.scores import Scoring
 
 SHAPE = (3, 32, 32)
 CONFIG = GlowConfig(num_levels=3, num_steps=32, width=512)
@@ -41,7 +42,6 @@ def runner_of(flow: Glow, device: torch.device) -> Runner:
     folded = fold(flow)
     program = compile_module(folded, methods_of("image"))
     x = torch.zeros(1, *SHAPE)
-    z, log_prob = folded.encode(x)
     offsets = np.cumsum([0, *flow.latent_sizes])
     manifest = Manifest(
         name="random",
@@ -54,13 +54,18 @@ def runner_of(flow: Glow, device: torch.device) -> Runner:
             LatentPart(offset=int(offset), shape=tuple(shape))
             for offset, shape in zip(offsets, flow.latent_shapes, strict=False)
         ],
-        statistics=[],
+        statistics=statistics_names(folded),
         temperature=1,
         recipe={},
         data_digest="",
         test=None,
+        scoring=Scoring(default="negative_log_likelihood", typical=0),
         calibration=None,
-        golden=Golden(inputs=x.flatten(1).tolist(), log_prob=log_prob.tolist(), latents=z.tolist()),
+        golden=Golden(
+            inputs=x.flatten(1).tolist(),
+            statistics=folded.statistics(x).tolist(),
+            latents=folded.encode(x)[0].tolist(),
+        ),
         torch_version=torch.__version__,
         licence="",
     )
@@ -96,10 +101,10 @@ def main(argv: list[str]) -> None:
         rows = images[:batch]
         plans = [Plan("frozen"), Plan("channels_last"), Plan("cuda_graph")]
         seconds = interleaved(
-            {plan.form: lambda plan=plan, rows=rows: runner.run("log_prob", plan, rows) for plan in plans}  # type: ignore[misc]
+            {plan.form: lambda plan=plan, rows=rows: runner.run("statistics", plan, rows) for plan in plans}  # type: ignore[misc]
         )
         for plan in plans:
-            error = np.abs(runner.run("log_prob", plan, rows)[0][:EXACT_ROWS] - expected[:batch]).max()
+            error = np.abs(runner.run("statistics", plan, rows)[0][:EXACT_ROWS, 0] - expected[:batch]).max()
             share, gain = batch * flop / seconds[plan.form] / peak, seconds["frozen"] / seconds[plan.form]
             print(
                 f"| {batch} | {plan.form} | {1e3 * seconds[plan.form]:.2f} | {share:.2f} | {gain:.2f} | {error:.1e} |"

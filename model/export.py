@@ -6,16 +6,19 @@ import math
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.cli import Parser, run_command
 from model.columns import treatment, unit_of
-from model.data import DataError
-from model.evaluate import as_inputs, batches, likelihood, log_prob, round_trip_error
+from model.data import DataError, Dataset
+from model.density import fit_scoring
+from model.evaluate import as_inputs, batches, likelihood, round_trip_error
 from model.fold import fold, statistics_names
 from model.glow import Glow
+from model.pixels import fit_pixel_mixture
 from model.recipe import Splits, load_splits
 from service import artifact
 from service.artifact import (
@@ -28,7 +31,7 @@ from service.artifact import (
     Manifest,
     Program,
 )
-from service.scores import negative_log_likelihood
+from service.scores import COMPLEXITY, DEFAULT_CODEC, Codec, calibration_scores, codec_bytes, complexity
 
 GOLDEN_ROWS = 4
 CHECKED_ROWS = 64
@@ -44,12 +47,16 @@ def export(checkpoint: Checkpoint, splits: Splits, out: Path) -> Manifest:
     if splits.fit.digest != checkpoint.data_digest:
         raise DataError(f"{checkpoint.recipe.data.train}: not the data that the checkpoint was trained on")
     flow = checkpoint.averaged_flow()
-    records = artifact.save(artifact.compile_module(fold(flow), artifact.methods_of(splits.fit.kind)))
+    kind, recipe = splits.fit.kind, checkpoint.recipe
+    highest = 2.0**recipe.model.bits - 1
+    folded = fold(flow, fit_pixel_mixture(splits.fit.x, highest) if kind == "image" else None)
+    records = artifact.save(artifact.compile_module(folded, artifact.methods_of(kind)))
     module = artifact.load_records(records)
     held_out = as_inputs(splits.calibration)
     verify(module, flow, held_out[:CHECKED_ROWS], checkpoint.columns)
-    recipe = checkpoint.recipe
-    kind = splits.fit.kind
+    names = statistics_names(folded)
+    codec = DEFAULT_CODEC if kind == "image" and checkpoint.shape[0] in (1, 3) else None
+    scoring = fit_scoring(held_out_statistics(module, names, splits.validation, codec), recipe.artifact.score, codec)
     offsets = np.cumsum([0, *flow.latent_sizes])
     manifest = Manifest(
         name=recipe.name,
@@ -61,21 +68,24 @@ def export(checkpoint: Checkpoint, splits: Splits, out: Path) -> Manifest:
             column.model_copy(update={"treatment": treatment(column, recipe.training.noise)})
             for column in checkpoint.columns
         ],
-        value_range=(0.0, 2.0**recipe.model.bits - 1) if kind == "image" else None,
+        value_range=(0.0, highest) if kind == "image" else None,
         latent_layout=[
             LatentPart(offset=int(offset), shape=tuple(shape))
             for offset, shape in zip(offsets, flow.latent_shapes, strict=False)
         ],
-        statistics=statistics_names(flow),
+        statistics=names,
         temperature=recipe.artifact.temperature,
         recipe=recipe.model_dump(mode="json"),
         data_digest=checkpoint.data_digest,
         test=None if splits.test is None else likelihood(module, splits.test, checkpoint.columns),
+        scoring=scoring,
         calibration=Calibration(
             alpha=recipe.artifact.alpha,
-            values=sorted(negative_log_likelihood(log_prob(module, batches(held_out)).numpy()).tolist()),
+            scores=calibration_scores(
+                scoring, held_out_statistics(module, names, splits.calibration, codec), held_out[0].numel()
+            ),
         ),
-        golden=golden_case(module, held_out[:GOLDEN_ROWS]),
+        golden=golden_case(module, held_out[:GOLDEN_ROWS], codec),
         torch_version=torch.__version__,
         licence=recipe.artifact.licence,
     )
@@ -116,11 +126,26 @@ def relative_error(values: Tensor, expected: Tensor) -> float:
     return ((values - expected).abs() / (expected.abs() / 1000).clamp_min(1)).max().item()
 
 
-def golden_case(module: Program, x: Tensor) -> Golden:
+def held_out_statistics(
+    module: Program, names: list[str], rows: Dataset, codec: Codec | None
+) -> dict[str, npt.NDArray[np.float64]]:
+    """What scores are made of, by name, each (N,): the program's statistics and, given a codec, the complexity."""
+    x = as_inputs(rows)
+    with torch.inference_mode():
+        values = torch.cat([module.statistics(batch) for batch in batches(x)])
+    statistics = dict(zip(names, values.numpy().T, strict=True))
+    return statistics if codec is None else {**statistics, COMPLEXITY: complexity(codec, x.numpy())}
+
+
+def golden_case(module: Program, x: Tensor, codec: Codec | None) -> Golden:
     """Record the answers of this machine to a few held-out rows."""
     with torch.inference_mode():
-        latents, values = module.encode(x)
-    return Golden(inputs=x.flatten(1).tolist(), log_prob=values.tolist(), latents=latents.tolist())
+        return Golden(
+            inputs=x.flatten(1).tolist(),
+            statistics=module.statistics(x).tolist(),
+            latents=module.encode(x)[0].tolist(),
+            codec_bytes=codec_bytes(codec, x.numpy()).tolist() if codec else [],
+        )
 
 
 def main(argv: list[str]) -> None:

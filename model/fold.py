@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from model.bijections import Chain, ChannelAffine, Coupling, Squeeze, log_normal
 from model.glow import Glow
+from model.pixels import PIXEL_STATISTICS, PixelMixture
+from service.scores import LOG_PROB
 
 
 class FoldedStep(nn.Module):
@@ -147,16 +149,39 @@ class FoldedFlow(nn.Module):
         return torch.nan_to_num(x[:, :, 0, 0] if len(self.shape) == 1 else x.float())
 
     def statistics(self, x: Tensor) -> Tensor:
-        """Return (B, S): log N of each level's part of z, log_det, and |z|^2 (``statistics_names``)."""
+        """Return (B, S), nats: log_prob, and its parts, log N of each level's part of z and log_det.
+
+        ``statistics_names`` has their names.
+        """
         z, log_dets = self.analyse(x)
-        log_det = self.total(z, log_dets)[1]
-        columns = [part.sum(1) for part in torch.split(log_normal(z), self.latent_sizes, 1)]
-        columns += [log_det, (z * z).sum(1, dtype=torch.float64)]
-        return lowest_if_not_finite(torch.stack(columns, 1))
+        return lowest_if_not_finite(self.decompose(z, log_dets))
+
+    def decompose(self, z: Tensor, log_dets: list[Tensor]) -> Tensor:
+        """Return log_prob and its parts: (B, 2 + levels)."""
+        normal, log_det = self.total(z, log_dets)
+        columns = [normal + log_det]
+        columns += [part.sum(1) for part in torch.split(log_normal(z), self.latent_sizes, 1)]
+        columns.append(log_det)
+        return torch.stack(columns, 1)
 
 
 class FoldedImageFlow(FoldedFlow):
-    """A folded flow of images, which can also tell where in the image the likelihood is lost."""
+    """A folded flow of images, which can also tell where in the image the likelihood is lost.
+
+    With ``pixels``, its statistics are two more.
+    """
+
+    def __init__(self, flow: Glow, pixels: PixelMixture | None = None) -> None:
+        super().__init__(flow)
+        self.pixels = pixels
+
+    def statistics(self, x: Tensor) -> Tensor:
+        """Return (B, S): those of every flow and, where it has ``pixels``, theirs."""
+        z, log_dets = self.analyse(x)
+        values = self.decompose(z, log_dets)
+        if self.pixels is not None:
+            values = torch.cat([values, self.pixels(x)], 1)
+        return lowest_if_not_finite(values)
 
     def log_prob_map(self, x: Tensor) -> Tensor:
         """Return (B, H, W) nats summing to log_prob.
@@ -181,17 +206,19 @@ def lowest_if_not_finite(values: Tensor) -> Tensor:
     return torch.nan_to_num(torch.where(torch.isfinite(values), values, float("-inf")))
 
 
-def statistics_names(flow: Glow) -> list[str]:
-    """Names of the columns of ``statistics``, nats but for the last."""
-    return [f"log_normal_level_{level}" for level in range(len(flow.latent_shapes))] + ["log_det", "z_squared_norm"]
+def statistics_names(flow: FoldedFlow) -> list[str]:
+    """Names of the columns of ``statistics``."""
+    names = [LOG_PROB, *(f"log_normal_level_{level}" for level in range(len(flow.latent_shapes))), "log_det"]
+    has_pixels = isinstance(flow, FoldedImageFlow) and flow.pixels is not None
+    return [*names, *PIXEL_STATISTICS] if has_pixels else names
 
 
-def fold(flow: Glow) -> FoldedFlow:
+def fold(flow: Glow, pixels: PixelMixture | None = None) -> FoldedFlow:
     """Fold a flow built by ``build_glow``: same answers, float32, nothing left to train.
 
     Raises ValueError for a level that is not [Squeeze] and then runs of ChannelAffine each followed by a coupling.
     """
-    return FoldedFlow(flow) if len(flow.shape) == 1 else FoldedImageFlow(flow)
+    return FoldedFlow(flow) if len(flow.shape) == 1 else FoldedImageFlow(flow, pixels)
 
 
 def fold_convolutions(module: nn.Module) -> None:

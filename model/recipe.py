@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 
 from model.data import DataError, Dataset, Selection, load
 from model.glow import GlowConfig
-from service.scores import smallest_p_value
+from service.scores import ScoreName, smallest_p_value
 
 
 class RecipeError(ValueError):
@@ -84,6 +84,7 @@ class ArtifactRecipe(_Table):
 
     temperature: float = Field(1.0, ge=0)  # default of /sample
     alpha: float = Field(0.01, gt=0, lt=1)  # default threshold of p-values
+    score: ScoreName | None = None  # default one; unset: the density for pictures, -log p for all else
     licence: str = "unstated"
     description: str = ""
 

@@ -91,6 +91,8 @@ async def answer(
 def _columns(manifest: Manifest, values: Mapping[str, Any], main: str) -> dict[str, Array]:
     """Arrays by the names that they have in an Arrow stream; those of a table's rows are its columns'."""
     arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    arrays |= values.get("scores", {})
+    arrays |= {f"p_value_{name}": value for name, value in values.get("p_values", {}).items()}
     if main not in _INPUTS:
         return arrays
     rows = arrays[main].reshape(len(arrays[main]), -1)

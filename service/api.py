@@ -43,17 +43,7 @@ async def log_likelihood(call: Call) -> Response:
     """Log-likelihood of each input in nats and bits per dimension and, calibrated, its anomaly score and p-value."""
     manifest, options, rows = await _read_rows(call, ScoreOptions, "inputs")
     answer_format = choose_format(call.header("accept"), options.format, ("json", "npy", "arrow"))
-    noisy = options.dequantization
-    values = await call.flows.score(
-        call.budget,
-        manifest,
-        rows,
-        options.alpha,
-        options.fdr,
-        options.reproducible,
-        noisy.samples if noisy else 0,
-        noisy.seed if noisy else 0,
-    )
+    values = await call.flows.score(call.budget, manifest, rows, options)
     return await answer(call, answer_format, manifest, values, "log_likelihood")
 
 
@@ -191,9 +181,9 @@ def _public(manifest: Manifest, fields: tuple[str, ...]) -> dict[str, Any]:
     calibration = manifest.calibration
     if calibration is not None and fields is _PUBLIC_FIELDS:
         values["calibration"] = {
-            "score": calibration.score,
+            "score": manifest.scoring.default,
             "alpha": calibration.alpha,
-            "rows": len(calibration.values),
+            "rows": calibration.num_rows,
         }
     return values
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from service.artifact import Calibration, Manifest, read_records, save_artifact
 from service.cli import Parser, Progress, UsageError, run_command
-from service.engine import Engine, PassKey
+from service.engine import Engine
 from service.files import FileError, RowFile, open_rows
-from service.scores import FloatArray, highest_normal_score, negative_log_likelihood, smallest_p_value
+from service.scorer import score_pass, scoring_key, unpack
+from service.scores import FloatArray, ScoreName, highest_normal_score, smallest_p_value
 from service.settings import read_settings
 
 DEFAULT_ALPHA = 0.05  # where neither the caller nor the artifact has one
@@ -41,27 +42,31 @@ def calibrate(source: Path, data: Path, out: Path, alpha: float | None = None) -
     if rows.num_rows is not None:
         _check_alpha(alpha, rows.num_rows, data)
     engine.warm_up(reproducible_only=True)
-    scores = np.sort(score(engine, rows))
-    _check_alpha(alpha, len(scores), data)
-    manifest = manifest.model_copy(update={"calibration": Calibration(alpha=alpha, values=scores.tolist())})
+    scores = score(engine, rows)
+    _check_alpha(alpha, len(scores[manifest.scoring.default]), data)
+    ascending = {name: np.sort(values).tolist() for name, values in scores.items()}
+    manifest = manifest.model_copy(update={"calibration": Calibration(alpha=alpha, scores=ascending)})
     save_artifact(out, read_records(source), manifest)
     return manifest
 
 
-def score(engine: Engine, rows: RowFile) -> FloatArray:
-    """The default score of every row, (m,). Raises FileError for a row that the model does not take, or none."""
-    call = PassKey(rows.manifest.name, "log_prob", reproducible=True)
-    parts: list[FloatArray] = []
+def score(engine: Engine, rows: RowFile) -> dict[ScoreName, FloatArray]:
+    """Every score with a direction, of all rows: (m,) by name.
+
+    Raises FileError for a row that the model does not take, or none.
+    """
+    manifest = rows.manifest
+    key = scoring_key(manifest, manifest.calibrated_scores, reproducible=True)
+    parts: list[dict[ScoreName, FloatArray]] = []
     with Progress("scored", rows.num_rows) as progress:
         for batch in rows.batches():
             for position, reason in batch.refused.items():
                 raise FileError(f"{rows.path}: row {position}, {reason}")
-            (log_likelihood,) = engine.run(call, batch.rows)
-            parts.append(negative_log_likelihood(log_likelihood))
+            parts.append(unpack(manifest, key, score_pass(engine, key, batch.rows)).scores)
             progress.update(batch.num_rows)
     if not parts:
         raise FileError(f"{rows.path}: holds no rows")
-    return np.concatenate(parts)
+    return {name: np.concatenate([part[name] for part in parts]) for name in manifest.calibrated_scores}
 
 
 def _check_target(source: Path, data: Path, out: Path) -> None:
@@ -97,10 +102,12 @@ def main(argv: list[str]) -> None:
     manifest = calibrate(args.artifact, args.data, args.out, args.alpha)
     calibration = manifest.calibration
     assert calibration is not None
-    values, alpha = calibration.array, calibration.alpha
+    default, alpha = manifest.scoring.default, calibration.alpha
+    values = calibration.arrays[default]
     print(
         f"{args.out}: {manifest.name}@{manifest.version}, {len(values)} rows, alpha {alpha:g}: "
-        f"median score {np.median(values):.3f}, anomalies above {highest_normal_score(values, alpha):.3f}"
+        f"median {default.replace('_', ' ')} {np.median(values):.3f}, "
+        f"anomalies above {highest_normal_score(values, alpha):.3f}"
     )
 
 

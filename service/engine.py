@@ -18,6 +18,7 @@ from service.machine import available_cpus, is_out_of_memory
 from service.plans import Schedule, locked, schedules_of, warm_up
 from service.row_queue import Room
 from service.runner import CPU_FORMS, CUDA_FORMS, Form, Plan, Runner
+from service.scores import ScoreName
 from service.settings import Settings
 
 Array = npt.NDArray[Any]
@@ -38,6 +39,7 @@ class PassKey:
     model: str
     operation: Operation
     reproducible: bool = False
+    scores: tuple[ScoreName, ...] = ()  # that are made of its outputs
 
 
 class Engine:
@@ -121,7 +123,7 @@ class Engine:
         return Room(*(max(1, rows // canonical) * canonical for rows in (schedule.largest, schedule.brief)))
 
     def run(self, call: PassKey, rows: Array) -> tuple[Array, ...]:
-        """One operation over any number of rows: log_prob -> (log_prob,), encode -> (z, log_prob), decode -> (x,).
+        """One operation over any number of rows: statistics -> ((B, S),), encode -> (z, log_prob), decode -> (x,).
 
         A pass that does not fit into memory is tried once more, in halves where the answer need not be reproducible.
         Raises OutOfMemory where that does not fit either; smaller requests are then still answered.

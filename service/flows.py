@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 
 from service import noise, scores
-from service.artifact import Manifest, Operation
+from service.artifact import ArtifactError, Calibration, Manifest
 from service.batcher import Batcher, Pass
 from service.engine import Engine, PassKey
 from service.errors import ModelNotFound, TooLarge, Unprocessable
 from service.metrics import Metrics
+from service.options import ScoreOptions
 from service.row_queue import Array, Arrays
+from service.scorer import score_pass, scoring_key, unpack
+from service.scores import ScoreName
 from service.settings import Settings
 
 
@@ -31,12 +34,16 @@ class Budget:
 
 
 class Flows:
-    """Served models, their engine and its batcher; ``start`` warms them up."""
+    """Served models, their engine and its batcher; ``start`` warms them up.
+
+    Raises ArtifactError for a ``settings.alpha`` that is below all p-values of a model.
+    """
 
     def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
         self.settings = settings
         self.default = engine.default  # the model that answers when none is named
         self.manifests = engine.manifests  # by name
+        _check_setting(settings, self.manifests)
         self._engine = engine
         self._metrics = metrics
         self._batcher: Batcher[PassKey] = Batcher(
@@ -63,54 +70,63 @@ class Flows:
         except KeyError:
             raise ModelNotFound(f"no model {str(name)[:100]!r}; served are {', '.join(self.manifests)}") from None
 
-    async def score(
-        self,
-        budget: Budget,
-        manifest: Manifest,
-        x: Array,
-        alpha: float | None = None,
-        fdr: float | None = None,
-        reproducible: bool = False,
-        num_noise: int = 0,
-        noise_seed: int = 0,
-    ) -> dict[str, Any]:
+    async def score(self, budget: Budget, manifest: Manifest, x: Array, options: ScoreOptions) -> dict[str, Any]:
         """``log_likelihood``, ``bits_per_dim`` and, calibrated, ``score``, ``p_value``, ``is_anomaly`` and ``alpha``.
 
-        Given ``fdr``, rows are flagged by Benjamini-Hochberg at that level, which then stands in place of ``alpha``.
-        With ``num_noise`` = K > 0 the log-likelihood is log mean_k p(x + u_k) under uniform noise; score and p-value
-        keep to the deterministic log p(x), which is what the calibration rows were scored with.
+        ``score`` and ``p_value`` are those of the artifact's default score. With ``options.scores`` there are
+        ``scores``, by name, and of those with a direction ``p_values``. Given ``fdr``, rows are flagged by
+        Benjamini-Hochberg at that level, which then stands in place of ``alpha``. With ``dequantization`` of K > 0
+        samples the log-likelihood is log mean_k p(x + u_k) under uniform noise; scores and p-values keep to the
+        deterministic x, which is how the calibration rows were scored.
         """
-        self._check_level(manifest, alpha, fdr)
+        self._check_level(manifest, options)
+        noisy = options.dequantization
+        num_noise = noisy.samples if noisy else 0
         self.check_rows(len(x) * (1 + num_noise), "rows, dequantization samples counted,")
-        log_likelihood, bits, *calibrated = await self._run(budget, manifest, "log_prob", x, reproducible)
-        if num_noise:
-            noisy = await asyncio.to_thread(_dequantize, x, manifest, num_noise, noise_seed)
-            noisy_log_likelihood = await self.log_likelihood(budget, manifest, noisy, reproducible)
-            log_likelihood = scores.log_mean_exp(noisy_log_likelihood.reshape(len(x), num_noise))
+        names = self._chosen_scores(manifest, options)
+        key = scoring_key(manifest, names, options.reproducible)
+        scored = unpack(manifest, key, await self._run(budget, key, x))
+        log_likelihood, bits = scored.log_likelihood, scored.bits_per_dim
+        if noisy:
+            copies = await asyncio.to_thread(_dequantize, x, manifest, noisy.samples, noisy.seed)
+            of_copies = await self.log_likelihood(budget, manifest, copies, options.reproducible)
+            log_likelihood = scores.log_mean_exp(of_copies.reshape(len(x), noisy.samples))
             bits = scores.bits_per_dim(log_likelihood, manifest.num_dims)
-        values = {"log_likelihood": log_likelihood, "bits_per_dim": bits}
-        if manifest.calibration is None:
-            return values
-        score, p_value = calibrated
-        values |= {"score": score, "p_value": p_value}
-        if fdr is not None:
-            flagged = await asyncio.to_thread(scores.benjamini_hochberg, p_value, fdr)
-            return {**values, "is_anomaly": flagged, "fdr": fdr}
-        alpha = manifest.calibration.alpha if alpha is None else alpha
-        return {**values, "is_anomaly": p_value <= alpha, "alpha": alpha}
+        values: dict[str, Any] = {"log_likelihood": log_likelihood, "bits_per_dim": bits}
+        if manifest.calibration is not None:
+            default = manifest.scoring.default
+            p_value = scored.p_values[default]
+            values |= {"score": scored.scores[default], "p_value": p_value}
+            values |= await self._flag(p_value, manifest.calibration, options)
+        if names:
+            values["scores"] = {name: scored.scores[name] for name in names}
+            if manifest.calibration is not None:
+                values["p_values"] = {name: scored.p_values[name] for name in names if name in scored.p_values}
+        return values
+
+    async def _flag(self, p_value: Array, calibration: Calibration, options: ScoreOptions) -> dict[str, Any]:
+        if options.fdr is not None:
+            flagged = await asyncio.to_thread(scores.benjamini_hochberg, p_value, options.fdr)
+            return {"is_anomaly": flagged, "fdr": options.fdr}
+        alpha = self._alpha(calibration, options)
+        if options.guarantee != "conditional":
+            return {"is_anomaly": p_value <= alpha, "alpha": alpha}
+        level = scores.conditional_level(alpha, calibration.num_rows)
+        assert level is not None  # checked before anything was computed
+        return {"is_anomaly": p_value <= level, "alpha": alpha}
 
     async def encode(
         self, budget: Budget, manifest: Manifest, x: Array, reproducible: bool = False
     ) -> tuple[Array, Array]:
         """Latent codes (B, D) and log-likelihoods."""
         self.check_rows(len(x), "rows")
-        latents, log_likelihood = await self._run(budget, manifest, "encode", x, reproducible)
+        latents, log_likelihood = await self._run(budget, PassKey(manifest.name, "encode", reproducible), x)
         return latents, log_likelihood
 
     async def decode(self, budget: Budget, manifest: Manifest, latents: Array, reproducible: bool = False) -> Array:
         """Inputs (B, *shape) of latent codes (B, D)."""
         self.check_rows(len(latents), "rows")
-        (outputs,) = await self._run(budget, manifest, "decode", latents, reproducible)
+        (outputs,) = await self._run(budget, PassKey(manifest.name, "decode", reproducible), latents)
         return outputs
 
     async def sample(self, budget: Budget, manifest: Manifest, num: int, temperature: float, seed: int) -> Array:
@@ -121,33 +137,21 @@ class Flows:
 
     async def log_likelihood(self, budget: Budget, manifest: Manifest, x: Array, reproducible: bool = False) -> Array:
         """Deterministic log p(x) alone."""
-        log_likelihood, *_ = await self._run(budget, manifest, "log_prob", x, reproducible)
+        log_likelihood, *_ = await self._run(budget, PassKey(manifest.name, "statistics", reproducible), x)
         return log_likelihood
 
-    async def _run(
-        self, budget: Budget, manifest: Manifest, operation: Operation, rows: Array, reproducible: bool
-    ) -> Arrays:
-        call = PassKey(manifest.name, operation, reproducible)
+    async def _run(self, budget: Budget, key: PassKey, rows: Array) -> Arrays:
         patience_s = min(budget.deadline - time.perf_counter(), self.settings.max_wait_s)
         if budget.compute_s:  # what has been computed for it must not have been in vain
             patience_s = math.inf
-        answer = await self._batcher.submit(call, rows, patience_s)
+        answer = await self._batcher.submit(key, rows, patience_s)
         budget.queue_s += answer.queue_s
         budget.compute_s += answer.compute_s
         return answer.outputs
 
-    def _compute(self, call: PassKey, rows: Array) -> Arrays:
-        """Run the engine; where it scores, answer for all requests of the pass at once what follows from its scores."""
-        outputs = self._engine.run(call, rows)
-        if call.operation != "log_prob":
-            return outputs
-        manifest = self.manifests[call.model]
-        (log_likelihood,) = outputs
-        bits = scores.bits_per_dim(log_likelihood, manifest.num_dims)
-        if manifest.calibration is None:
-            return log_likelihood, bits
-        score = scores.negative_log_likelihood(log_likelihood)
-        return log_likelihood, bits, score, scores.p_values(score, manifest.calibration.array)
+    def _compute(self, key: PassKey, rows: Array) -> Arrays:
+        """Run the engine; where it scores, tell all requests of the pass at once what follows from its figures."""
+        return score_pass(self._engine, key, rows) if key.operation == "statistics" else self._engine.run(key, rows)
 
     def _observe(self, done: Pass[PassKey]) -> None:
         self._metrics.computed(done.key.model, done.key.operation, done)
@@ -158,21 +162,53 @@ class Flows:
         if num > limit:
             raise TooLarge(f"{num} {what} are over the limit of {limit} a request (GLOW_MAX_REQUEST_ROWS)")
 
-    def _check_level(self, manifest: Manifest, alpha: float | None, fdr: float | None) -> None:
-        """Raise Unprocessable for both levels at once, for one without p-values, and for one below all of them."""
-        if alpha is not None and fdr is not None:
-            raise Unprocessable("alpha and fdr are two ways to flag rows; give one of them")
-        for name, level in (("alpha", alpha), ("fdr", fdr)):
-            if level is None:
-                continue
-            if manifest.calibration is None:
-                raise Unprocessable(f"{name}: model {manifest.name} is not calibrated, so it has no p-values")
-            rows = len(manifest.calibration.values)
-            smallest = scores.smallest_p_value(rows)
-            if level < smallest:
+    def _chosen_scores(self, manifest: Manifest, options: ScoreOptions) -> list[ScoreName]:
+        """Resolve ``all``. Raises Unprocessable for a score that the model does not have."""
+        known = manifest.scoring.names
+        wanted = known if options.scores == "all" else options.scores or []
+        for name in wanted:
+            if name not in known:
+                raise Unprocessable(f"scores: model {manifest.name} has no {name!r}; it has {', '.join(known)}")
+        return list(dict.fromkeys(wanted))
+
+    def _check_level(self, manifest: Manifest, options: ScoreOptions) -> None:
+        """Raise Unprocessable for two levels at once, for one without p-values, and for one that can flag nothing."""
+        given = {name: getattr(options, name) for name in ("alpha", "fdr", "guarantee")}
+        given = {name: value for name, value in given.items() if value is not None}
+        if "fdr" in given and len(given) > 1:
+            raise Unprocessable("fdr is a way of its own to flag rows; give no alpha and no guarantee beside it")
+        if not given:
+            return
+        calibration = manifest.calibration
+        if calibration is None:
+            raise Unprocessable(f"{next(iter(given))}: model {manifest.name} is not calibrated, so it has no p-values")
+        rows = calibration.num_rows
+        smallest = scores.smallest_p_value(rows)
+        for name in ("alpha", "fdr"):
+            if given.get(name, 1.0) < smallest:
                 raise Unprocessable(
                     f"{name} must be at least {smallest:.6g}, the smallest p-value of {rows} calibration rows"
                 )
+        least = scores.smallest_conditional_alpha(rows)
+        if options.guarantee == "conditional" and self._alpha(calibration, options) < least:
+            raise Unprocessable(
+                f"guarantee: with {rows} calibration rows, 'conditional' takes an alpha of at least {least:.6g}"
+            )
+
+    def _alpha(self, calibration: Calibration, options: ScoreOptions) -> float:
+        return options.alpha or self.settings.alpha or calibration.alpha
+
+
+def _check_setting(settings: Settings, manifests: dict[str, Manifest]) -> None:
+    for manifest in manifests.values():
+        if settings.alpha is None or manifest.calibration is None:
+            continue
+        smallest = scores.smallest_p_value(manifest.calibration.num_rows)
+        if settings.alpha < smallest:
+            raise ArtifactError(
+                f"GLOW_ALPHA is {settings.alpha}, but must be at least {smallest:.6g}, the smallest p-value of "
+                f"{manifest.name}"
+            )
 
 
 def _dequantize(x: Array, manifest: Manifest, num_noise: int, seed: int) -> Array:

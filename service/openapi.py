@@ -21,6 +21,7 @@ from service.artifact import Manifest
 from service.call import TIMEOUT_HEADER
 from service.codecs import arrow, image, json_body, npy
 from service.options import EncodeOptions, ExampleOptions, RowOptions, SampleOptions, ScoreOptions
+from service.scores import CALIBRATED, DEFINITIONS
 
 SUMMARY = "Exact log-likelihoods, latent codes and samples of trained Glow normalizing flows."
 VERSION = version("glow-service")
@@ -70,6 +71,9 @@ def _query_parameters(options: type[BaseModel]) -> list[Schema]:
     parameters = []
     for name, schema in _options_schema(options).items():
         value = next((part for part in schema.get("anyOf", []) if part.get("type") != "null"), schema)
+        if "array" in [part.get("type") for part in schema.get("anyOf", [])]:
+            names = next(part["items"]["enum"] for part in schema["anyOf"] if part.get("type") == "array")
+            value = {"type": "array", "items": {"enum": ["all", *names]}}
         members = value["properties"] if value.get("type") == "object" else None
         for full_name, part in (
             {f"{name}_{key}": member for key, member in members.items()}.items() if members else [(name, value)]
@@ -78,6 +82,7 @@ def _query_parameters(options: type[BaseModel]) -> list[Schema]:
             plain = {key: entry for key, entry in part.items() if key not in ("description", "default")}
             parameters.append(
                 {"name": full_name, "in": "query", "required": False, "description": text, "schema": plain}
+                | ({"style": "form", "explode": False} if plain.get("type") == "array" else {})
             )
     return parameters
 
@@ -218,7 +223,11 @@ LOG_LIKELIHOOD = _route(
             {
                 "log_likelihood": _LOG_LIKELIHOOD,
                 "bits_per_dim": {**_NUMBERS, "description": "-log_likelihood / (D ln 2)."},
-                "score": {**_NUMBERS, "description": "The artifact's anomaly score; higher is more anomalous."},
+                "score": {
+                    **_NUMBERS,
+                    "description": "The default score of the artifact, which /models/{name} names; higher is more "
+                    "anomalous.",
+                },
                 "p_value": {**_NUMBERS, "description": "(1 + #{held-out scores >= score}) / (m + 1)."},
                 "is_anomaly": {
                     "type": "array",
@@ -227,15 +236,32 @@ LOG_LIKELIHOOD = _route(
                 },
                 "alpha": {"type": "number", "description": "Unless fdr is given."},
                 "fdr": {"type": "number", "description": "Where it is given."},
+                "scores": {
+                    "type": "object",
+                    "description": "Those asked for.",
+                    "properties": {
+                        name: {**_NUMBERS, "description": f"{what.formula}; {what.unit}; {what.direction}."}
+                        for name, what in DEFINITIONS.items()
+                    },
+                    "additionalProperties": False,
+                },
+                "p_values": {
+                    "type": "object",
+                    "description": "Of each score asked for that has a direction, among its own held-out scores.",
+                    "properties": dict.fromkeys(CALIBRATED, _NUMBERS),
+                    "additionalProperties": False,
+                },
             },
             ["log_likelihood", "bits_per_dim"],
             {
                 "log_likelihood": [-1500.25],
                 "bits_per_dim": [2.7607],
-                "score": [1500.25],
+                "score": [-4.5],
                 "p_value": [0.42],
                 "is_anomaly": [False],
                 "alpha": 0.01,
+                "scores": {"typicality": [45.5]},
+                "p_values": {"typicality": [0.4]},
             },
         ),
         **_binary_answers(npy.MEDIA_TYPE, arrow.MEDIA_TYPE),
@@ -306,7 +332,7 @@ _MODEL_SCHEMA = {
             "items": {"type": "number"},
             "description": "Of pixels: smallest and largest.",
         },
-        "calibration": {"type": "object", "description": "Score, alpha, and number of held-out rows."},
+        "calibration": {"type": "object", "description": "Default score, alpha, and number of held-out rows."},
         "test": {"type": "object", "description": "Likelihood of test rows, and its standard error."},
     },
     "required": list(_SUMMARY),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
 
 from service.errors import Unprocessable
 from service.noise import MAX_SEED
+from service.scores import DEFINITIONS, ScoreName
 
 Format = Literal["json", "npy", "arrow", "png"]
 
@@ -56,6 +57,22 @@ class Dequantization(BaseModel):
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of the noise.")
 
 
+def _score_names(value: object) -> object:
+    names = value.split(",") if isinstance(value, str) else value
+    if names == ["all"]:
+        return "all"
+    if not isinstance(names, list) or not all(isinstance(name, str) and name in DEFINITIONS for name in names):
+        raise ValueError(f"must be 'all' or some of {', '.join(DEFINITIONS)}")
+    return names
+
+
+ScoreNames = Annotated[
+    Literal["all"] | list[ScoreName],
+    PlainValidator(_score_names),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": {"enum": list(DEFINITIONS)}}, {"const": "all"}]}),
+]
+
+
 class ScoreOptions(EncodeOptions):
     """Options of /log-likelihood."""
 
@@ -68,6 +85,14 @@ class ScoreOptions(EncodeOptions):
         lt=1,
         description="Flag by Benjamini-Hochberg over the rows of the request, not by alpha: of the flagged rows, at "
         "most this share is expected to be normal.",
+    )
+    guarantee: Literal["marginal", "conditional"] | None = Field(
+        None,
+        description="What alpha bounds: the share of normal rows that is flagged on average over calibration sets "
+        "(marginal, the default), or for 95 % of all calibration sets (conditional: flags fewer).",
+    )
+    scores: ScoreNames | None = Field(
+        None, description="Further scores to answer, each with its p-value: `all`, or names (in a query, with commas)."
     )
     dequantization: Dequantization | None = Field(
         None,

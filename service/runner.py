@@ -57,7 +57,7 @@ class Runner:
         self._graphs: dict[tuple[Operation, int], _Graph] = {}
 
     def run(self, operation: Operation, plan: Plan, rows: Array) -> tuple[Array, ...]:
-        """One forward pass: log_prob -> (log_prob,), encode -> (z, log_prob), decode -> (x,)."""
+        """One forward pass: statistics -> ((B, S),), encode -> (z, log_prob), decode -> (x,)."""
         with torch.inference_mode():
             if self.device.type == "cpu":
                 if torch.get_num_threads() != plan.threads:

@@ -47,6 +47,13 @@ class Settings(BaseSettings):
         "auto", description="How models run: the way measured to be fastest for each number of rows, or always one."
     )
     cache_dir: Path | None = Field(None, description="Folder that keeps what was measured at start; unset: none.")
+    alpha: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Rows with a p-value of at most this are anomalies, where a request does not say; unset: the "
+        "artifact's own.",
+    )
     max_batch_rows: int = Field(
         4096,
         ge=1,

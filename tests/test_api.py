@@ -17,6 +17,7 @@ from service.app import create_app
 from service.artifact import Artifact, open_artifact, within_tolerance
 from service.errors import Unprocessable
 from service.flows import Budget, Flows
+from service.options import ScoreOptions
 from service.scores import benjamini_hochberg
 from service.settings import Settings
 from tests.conftest import tiny_recipe, train_and_export
@@ -103,10 +104,10 @@ async def test_scores_follow_their_definitions(client: httpx.AsyncClient, images
     answer = await post(client, "/log-likelihood", {"inputs": x.tolist(), "alpha": 0.2})
     log_likelihood = np.array(answer["log_likelihood"])
     np.testing.assert_allclose(answer["bits_per_dim"], -log_likelihood / (64 * np.log(2)))
-    np.testing.assert_allclose(answer["score"], -log_likelihood)
+    assert images.manifest.scoring.default == "density"
     calibration = images.manifest.calibration
     assert calibration is not None
-    expected = [(1 + sum(c >= s for c in calibration.values)) / 101 for s in answer["score"]]
+    expected = [(1 + sum(c >= s for c in calibration.scores["density"])) / 101 for s in answer["score"]]
     assert answer["p_value"] == pytest.approx(expected)
     assert answer["is_anomaly"] == [p <= 0.2 for p in expected]
     assert answer["alpha"] == 0.2
@@ -135,7 +136,7 @@ async def test_without_calibration_there_are_no_p_values_to_flag_by(app: FastAPI
     flows: Flows = app.state.flows
     manifest = flows.manifest(TABLE).model_copy(update={"calibration": None})
     with pytest.raises(Unprocessable, match=f"{option}: model {TABLE} is not calibrated"):
-        await flows.score(Budget(), manifest, np.zeros((1, 3)), **{option: 0.1})  # type: ignore[arg-type]
+        await flows.score(Budget(), manifest, np.zeros((1, 3)), ScoreOptions.model_validate({option: 0.1}))
 
 
 async def test_noise_is_an_anomaly_and_a_held_out_image_is_not(client: httpx.AsyncClient, x: Any) -> None:

@@ -32,7 +32,7 @@ def table(models_dir: Path) -> Path:
 
 def values_of(artifact: Artifact) -> Any:
     assert artifact.manifest.calibration is not None
-    return artifact.manifest.calibration.array
+    return artifact.manifest.calibration.arrays[artifact.manifest.scoring.default]
 
 
 async def answer_of(artifact: Path, rows: Any, **options: Any) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def test_the_last_line_says_what_was_made(table: Path, tmp_path: Path, capsys: p
     values = values_of(artifact)
     assert capsys.readouterr().out.splitlines()[-1] == (
         f"{tmp_path / 'out.pt'}: tiny-table@{artifact.manifest.version}, 100 rows, alpha 0.25: "
-        f"median score {np.median(values):.3f}, anomalies above {values[-25]:.3f}"
+        f"median negative log likelihood {np.median(values):.3f}, anomalies above {values[-25]:.3f}"
     )
 
 

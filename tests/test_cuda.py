@@ -22,7 +22,7 @@ from service.artifact import (
 from service.engine import Engine, PassKey
 from service.plans import warm_up
 from service.runner import CUDA_FORMS, Form, Plan, Runner
-from service.scores import negative_log_likelihood, p_values, smallest_p_value
+from service.scores import p_values, smallest_p_value
 from service.settings import Settings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
@@ -133,12 +133,12 @@ def test_scores_and_p_values_are_those_of_the_cpu(settings: Settings) -> None:
     for name, manifest in cpu.manifests.items():
         z = np.random.default_rng(0).normal(size=(70, manifest.num_dims)).astype(np.float32)
         (x,) = cpu.run(PassKey(name, "decode", reproducible=True), z)
-        (expected,) = cpu.run(PassKey(name, "log_prob", reproducible=True), x)
+        (expected,) = cpu.run(PassKey(name, "statistics", reproducible=True), x)
         assert manifest.calibration is not None
-        calibration = manifest.calibration.array
-        expected_p = p_values(negative_log_likelihood(expected), calibration)
+        calibration = manifest.calibration.arrays["negative_log_likelihood"]
+        expected_p = p_values(-expected[:, 0], calibration)
         for reproducible in (False, True):
-            (log_prob,) = gpu.run(PassKey(name, "log_prob", reproducible), x)
-            assert within_tolerance(log_prob, expected)
-            moved = np.abs(p_values(negative_log_likelihood(log_prob), calibration) - expected_p)
+            (values,) = gpu.run(PassKey(name, "statistics", reproducible), x)
+            assert within_tolerance(values, expected)
+            moved = np.abs(p_values(-values[:, 0], calibration) - expected_p)
             assert moved.max() <= 1.001 * smallest_p_value(len(calibration))  # past one calibration score at most

@@ -70,10 +70,11 @@ def test_artifact_answers_as_the_eager_flow(exported: tuple[Glow, Path, Splits])
     torch.testing.assert_close(encoded_log_prob, module.log_prob(x), rtol=0, atol=0)
     torch.testing.assert_close(module(x), module.log_prob(x), rtol=0, atol=0)
     torch.testing.assert_close(module.decode(z).double(), flow.inverse(z)[0].double(), rtol=1e-5, atol=1e-3)
-    statistics = module.statistics(x)
-    torch.testing.assert_close(statistics[:, :-1].sum(1), log_prob, rtol=0, atol=1e-3)
-    torch.testing.assert_close(statistics[:, -2], log_det, rtol=0, atol=1e-3)
-    torch.testing.assert_close(statistics[:, -1], (z.double() ** 2).sum(1), rtol=1e-4, atol=1e-3)
+    statistics = dict(zip(open_artifact(path).manifest.statistics, module.statistics(x).T, strict=True))
+    torch.testing.assert_close(statistics.pop("log_prob"), module.log_prob(x), rtol=0, atol=0)
+    torch.testing.assert_close(statistics["log_det"], log_det, rtol=0, atol=1e-3)
+    of_flow = [value for name, value in statistics.items() if not name.startswith("pixel")]
+    torch.testing.assert_close(torch.stack(of_flow).sum(0), log_prob, rtol=0, atol=1e-3)
 
 
 def test_artifact_takes_and_returns_the_documented_types(exported: tuple[Glow, Path, Splits]) -> None:
@@ -131,8 +132,9 @@ def test_manifest_is_readable_as_a_plain_zip_record(exported: tuple[Glow, Path, 
         manifest = json.loads(archive.read(name))
         records = {info.filename: archive.read(info) for info in archive.infolist()}
     assert manifest["data_digest"] == splits.fit.digest
-    assert manifest["calibration"]["values"] == sorted(manifest["calibration"]["values"])
-    assert len(manifest["calibration"]["values"]) == len(splits.calibration.x)
+    for scores in manifest["calibration"]["scores"].values():
+        assert scores == sorted(scores)
+        assert len(scores) == len(splits.calibration.x)
     assert manifest["test"]["rows"] == 100
     assert "debug_pkl" not in "".join(records)
     assert str(Path.cwd()).encode() not in b"".join(records.values())
@@ -222,23 +224,34 @@ def repacked(artifact_bytes: bytes, change: Callable[[dict[str, Any]], None]) ->
     [
         (lambda m: m.pop("golden"), "manifest field 'golden': Field required"),
         (lambda m: m.update(extra=1), "manifest field 'extra'"),
-        (lambda m: m.update(format_version=2), "manifest field 'format_version'"),
+        (lambda m: m.update(format_version=1), "manifest field 'format_version'"),
         (lambda m: m.update(name="../evil"), "manifest field 'name'"),
         (lambda m: m.update(kind="sound"), "manifest field 'kind'"),
         (lambda m: m.update(shape=[4]), "columns must name each of 4 dimensions, got 3"),
         (lambda m: m.update(latent_layout=[]), "latent_layout must cover 3 dimensions"),
         (lambda m: m.update(version="0" * 12), "manifest field 'version' is 000000000000, but the records are"),
         (lambda m: m["columns"][0].update(scale=0), "manifest field 'columns.0.scale'"),
-        (lambda m: m["calibration"]["values"].reverse(), "values must be ascending"),
+        (lambda m: m["calibration"]["scores"]["typicality"].reverse(), "scores must be ascending"),
         (lambda m: m["columns"][0].update(name="b"), "columns must have different names"),
         (
             lambda m: m["columns"][0].update(type="duplicate", duplicate_of="count"),
             "column 'a' must repeat one before it, not 'count'",
         ),
         (lambda m: m["calibration"].update(alpha=0.001), "alpha must be at least 0.0099"),
-        (lambda m: m["golden"].update(inputs=[]), "golden must hold as many log_prob and latents as inputs"),
-        (lambda m: m["golden"]["log_prob"].__setitem__(0, 1.0), "golden case: log_prob is"),
-        (lambda m: m.update(statistics=["one"]), "golden case: statistics are 3, not ['one']"),
+        (lambda m: m["golden"].update(inputs=[]), "golden must hold as many statistics and latents as inputs"),
+        (lambda m: m["golden"]["statistics"][0].__setitem__(0, 1.0), "golden case: log_prob is"),
+        (lambda m: m.update(statistics=["one"]), "statistics must be different, log_prob the first"),
+        (lambda m: m["statistics"].append("one"), "golden statistics must be the 4 of"),
+        (lambda m: m["statistics"].__setitem__(2, "one"), "scoring.density.statistics must be among"),
+        (lambda m: m["scoring"].update(codec="png"), "only grey and RGB images have a picture's codec"),
+        (lambda m: m["scoring"].update(default="complexity_corrected"), "scoring.default must be one of its scores"),
+        (lambda m: m["scoring"].update(density=None), "calibration.scores must be those of negative_log_likelihood"),
+        (lambda m: m["calibration"]["scores"]["density"].pop(), "scores must all be of the same rows"),
+        (
+            lambda m: m["scoring"]["density"]["mixture"]["scale"].pop(),
+            "must be of 1 components and 2",
+        ),
+        (lambda m: m["scoring"]["density"]["mixture"]["weights"].__setitem__(0, 0), "weights must be positive"),
         (lambda m: m.update(value_range=[0, 1]), "images have a value_range, vectors have none"),
         (lambda m: m["latent_layout"][0].update(shape=[-3, -1, 1]), "manifest field 'latent_layout.0.shape.0'"),
         (lambda m: m["golden"]["latents"][0].__setitem__(0, 9.0), "golden case: latents differ by"),
@@ -291,7 +304,7 @@ def test_a_failed_check_leaves_no_file(artifact_bytes: bytes, tmp_path: Path) ->
         records = {info.filename: archive.read(info) for info in archive.infolist()}
     name = next(name for name in records if name.endswith("manifest.json"))
     manifest = Manifest.model_validate_json(records.pop(name))
-    wrong = manifest.model_copy(update={"golden": manifest.golden.model_copy(update={"log_prob": [0.0] * 4})})
+    wrong = manifest.model_copy(update={"golden": manifest.golden.model_copy(update={"statistics": [[0.0] * 3] * 4})})
     with pytest.raises(ArtifactError, match="golden case"):
         save_artifact(tmp_path / "flow.pt", records, wrong)
     assert list(tmp_path.iterdir()) == []

@@ -97,19 +97,19 @@ def test_every_form_answers_as_the_program_does(runner: Runner, artifact: Artifa
     random = np.random.default_rng(0)
     for num_rows in (1, 2, 7, 33):
         x = random.permuted(golden_rows(artifact.manifest, "encode", num_rows), axis=0)
-        z, log_prob = artifact.program.encode(torch.from_numpy(x))
+        z, _ = artifact.program.encode(torch.from_numpy(x))
         for _ in range(4):  # what the compiler makes of the first calls must not differ from the rest
-            values, codes = runner.run("log_prob", Plan(form), x)[0], runner.run("encode", Plan(form), x)[0]
+            values, codes = runner.run("statistics", Plan(form), x)[0], runner.run("encode", Plan(form), x)[0]
             decoded = runner.run("decode", Plan(form), z.numpy())[0]
-        assert within_tolerance(values, log_prob.numpy())
+        assert within_tolerance(values, artifact.program.statistics(torch.from_numpy(x)).numpy())
         np.testing.assert_allclose(codes, z, rtol=0, atol=1e-3)
         np.testing.assert_allclose(decoded, artifact.program.decode(z), rtol=0, atol=1e-2)
 
 
 def test_packed_convolutions_are_onednns_own(models_dir: Path) -> None:
     runner = Runner(open_artifact(models_dir / "tiny-images.pt"), CPU)
-    runner.run("log_prob", Plan("packed"), golden_rows(runner.manifest, "log_prob"))
-    assert "mkldnn::_convolution_pointwise" in str(runner._forms["packed"].log_prob.graph)
+    runner.run("statistics", Plan("packed"), golden_rows(runner.manifest, "statistics"))
+    assert "mkldnn::_convolution_pointwise" in str(runner._forms["packed"].statistics.graph)
 
 
 def test_each_operation_gets_buckets_from_one_row_up_to_the_most_that_is_allowed(runner: Runner) -> None:
@@ -128,7 +128,7 @@ def test_a_plan_that_answers_wrongly_is_never_chosen(artifact: Artifact, caplog:
     assert forms == {"frozen"}
     assert "expected" in caplog.text
     runner.wrong = CPU_FORMS
-    with pytest.raises(ArtifactError, match="no plan reproduces the golden case of log_prob"):
+    with pytest.raises(ArtifactError, match="no plan reproduces the golden case of statistics"):
         measured(runner)
 
 
@@ -198,12 +198,12 @@ def test_what_is_kept_needs_no_program_any_more(models_dir: Path, form: Form) ->
     artifact = open_artifact(models_dir / "tiny-table.pt")
     runner, program = Runner(artifact, CPU), weakref.ref(artifact.program)
     del artifact
-    rows = golden_rows(runner.manifest, "log_prob")
-    expected = runner.run("log_prob", Plan(form), rows)[0]
-    runner.keep({("log_prob", len(rows), Plan(form))})
+    rows = golden_rows(runner.manifest, "statistics")
+    expected = runner.run("statistics", Plan(form), rows)[0]
+    runner.keep({("statistics", len(rows), Plan(form))})
     gc.collect()
     assert program() is None
-    assert within_tolerance(runner.run("log_prob", Plan(form), rows)[0], expected)
+    assert within_tolerance(runner.run("statistics", Plan(form), rows)[0], expected)
 
 
 def test_passes_grow_no_further_than_memory_allows(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:

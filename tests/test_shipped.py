@@ -62,7 +62,7 @@ def test_fashion_mnist_reaches_its_mark(fashion: Artifact) -> None:
     assert calibration is not None
     assert test.bits_per_dim is not None
     assert test.bits_per_dim <= 3.0
-    assert (test.rows, len(calibration.values)) == (10_000, 5_000)
+    assert (test.rows, calibration.num_rows) == (10_000, 5_000)
 
 
 def test_uniform_noise_is_far_less_likely_than_any_calibration_image(fashion: Artifact) -> None:
@@ -70,7 +70,7 @@ def test_uniform_noise_is_far_less_likely_than_any_calibration_image(fashion: Ar
     calibration = fashion.manifest.calibration
     assert calibration is not None
     scores = -fashion.program.log_prob(noise)
-    assert scores.min() > 1.2 * calibration.values[-1]
+    assert scores.min() > 1.2 * calibration.scores["negative_log_likelihood"][-1]
 
 
 def test_prior_draws_decode_to_images_in_range_that_encode_to_them(fashion: Artifact) -> None:
@@ -97,7 +97,10 @@ def test_malignant_rows_are_anomalies_and_held_out_benign_ones_are_not(cancer: A
     calibration = cancer.manifest.calibration
     assert calibration is not None
     flagged = [
-        np.mean(p_values(-cancer.program.log_prob(as_inputs(rows)).numpy(), calibration.array) <= 0.05)
+        np.mean(
+            p_values(-cancer.program.log_prob(as_inputs(rows)).numpy(), calibration.arrays["negative_log_likelihood"])
+            <= 0.05
+        )
         for rows in (malignant, splits.test)
     ]
     assert flagged[0] > 0.6

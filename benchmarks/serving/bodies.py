@@ -22,7 +22,7 @@ DIGITS = 4  # significant ones of a measurement
 def table_rows(artifact: Path, num_rows: int) -> Array:
     """Rows of a table of real numbers: golden ones, slightly moved, with the digits that a measurement has."""
     manifest = open_artifact(artifact).manifest
-    rows = golden_rows(manifest, "log_prob", num_rows)
+    rows = golden_rows(manifest, "statistics", num_rows)
     scales = np.array([column.scale for column in manifest.columns])
     moved = np.abs(rows + SPREAD * scales * np.random.default_rng(0).normal(size=rows.shape))
     return np.array([[float(f"{value:.{DIGITS}g}") for value in row] for row in moved])

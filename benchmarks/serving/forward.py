@@ -26,7 +26,7 @@ def of_engine(artifact: Path, rows: Array, threads: int, cache: Path) -> dict[st
     """The service's engine, arrays in and out."""
     engine = Engine(Settings(models=[artifact], threads=threads, cache_dir=cache))
     engine.warm_up()
-    call = PassKey(open_artifact(artifact).manifest.name, "log_prob")
+    call = PassKey(open_artifact(artifact).manifest.name, "statistics")
     return {f"engine, {size}": partial(engine.run, call, rows[:size]) for size in SIZES}
 
 

@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
     processes.allow_files(FILES)
     deadline_s = args.deadline or Settings.model_fields["deadline_s"].default
     server = glow(ARTIFACT, deadline_s=deadline_s)
-    rows = golden_rows(open_artifact(ARTIFACT).manifest, "log_prob", ROWS).round().astype(args.dtype)
+    rows = golden_rows(open_artifact(ARTIFACT).manifest, "statistics", ROWS).round().astype(args.dtype)
     media_type = MEDIA_TYPES["npy"]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as threads:
         body = write_body(Path(folder), rows, "npy")

@@ -15,9 +15,9 @@ ROUND_TRIP_TOLERANCE = 1e-2  # of decode(encode(x)), in pixel units or scales of
 Array = npt.NDArray[Any]
 
 
-def within_tolerance(log_prob: Array, expected: Array) -> bool:
+def within_tolerance(values: Array, expected: Array) -> bool:
     """|difference| <= 1e-3 + 1e-6 |expected| nats: the one tolerance of log-likelihoods between plans and machines."""
-    return bool(np.all(np.abs(log_prob - expected) <= 1e-3 + 1e-6 * np.abs(expected)))
+    return bool(np.all(np.abs(values - expected) <= 1e-3 + 1e-6 * np.abs(expected)))
 
 
 def golden_rows(manifest: Manifest, operation: Operation, num_rows: int | None = None) -> Array:
@@ -40,10 +40,13 @@ def golden_fault(manifest: Manifest, operation: Operation, outputs: Sequence[Arr
         latents = np.resize(np.asarray(golden.latents), outputs[0].shape)
         if fault := _far("latents", np.abs(outputs[0] - latents)):
             return fault
-    expected = np.resize(np.asarray(golden.log_prob), num_rows)
-    if not within_tolerance(outputs[-1], expected):
-        values = outputs[-1][: len(golden.log_prob)].tolist()
-        return f"log_prob is {values}, expected {golden.log_prob}"
+    expected = np.asarray(golden.statistics)
+    if operation == "statistics" and outputs[0].shape[1:] != expected.shape[1:]:
+        return f"statistics are {outputs[0].shape[1]}, not {manifest.statistics}"
+    columns = outputs[0].T if operation == "statistics" else outputs[1:]  # encode answers log_prob beside its codes
+    for name, values, wanted in zip(manifest.statistics, columns, expected.T, strict=False):
+        if not within_tolerance(values, np.resize(wanted, num_rows)):
+            return f"{name} is {values[: len(wanted)].tolist()}, expected {wanted.tolist()}"
     return None
 
 

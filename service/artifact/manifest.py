@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from service.columns import Column
-from service.scores import smallest_p_value
+from service.scores import CALIBRATED, COMPLEXITY, LOG_PROB, FloatArray, ScoreName, Scoring, smallest_p_value
 
 Kind = Literal["image", "vector"]
-Operation = Literal["log_prob", "encode", "decode"]
-OPERATIONS: tuple[Operation, ...] = ("log_prob", "encode", "decode")
+Operation = Literal["statistics", "encode", "decode"]  # statistics has the log-likelihood in its first column
+OPERATIONS: tuple[Operation, ...] = ("statistics", "encode", "decode")
 
 
 def methods_of(kind: Kind) -> list[str]:
     """What the program of an artifact must offer."""
-    methods = [*OPERATIONS, "statistics"]
+    methods = [*OPERATIONS, "log_prob"]
     return [*methods, "log_prob_map"] if kind == "image" else methods
 
 
@@ -59,24 +59,30 @@ class TestResult(_Part):
 
 
 class Calibration(_Part):
-    """Held-out scores, ascending; higher = more anomalous."""
+    """Scores of held-out rows by name, each ascending; higher = more anomalous."""
 
-    score: Literal["negative_log_likelihood"] = "negative_log_likelihood"
     alpha: float = Field(gt=0, lt=1)  # default threshold of p-values
-    values: list[float] = Field(min_length=1)
+    scores: dict[ScoreName, list[float]] = Field(min_length=1)
 
     @cached_property
-    def array(self) -> npt.NDArray[np.float64]:
-        """The scores as an array."""
-        return np.asarray(self.values, np.float64)
+    def arrays(self) -> dict[ScoreName, FloatArray]:
+        """The scores as arrays."""
+        return {name: np.asarray(values, np.float64) for name, values in self.scores.items()}
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows were scored: m."""
+        return len(next(iter(self.scores.values())))
 
     @model_validator(mode="after")
-    def _ascending(self) -> Calibration:
-        if np.any(np.diff(self.values) < 0):
-            raise ValueError("values must be ascending")
-        smallest = smallest_p_value(len(self.values))
+    def _consistent(self) -> Calibration:
+        if len({len(values) for values in self.scores.values()}) != 1 or not self.num_rows:
+            raise ValueError("scores must all be of the same rows, at least one")
+        if any(np.any(np.diff(values) < 0) for values in self.arrays.values()):
+            raise ValueError("scores must be ascending")
+        smallest = smallest_p_value(self.num_rows)
         if self.alpha < smallest:
-            raise ValueError(f"alpha must be at least {smallest:.3g}, the smallest p-value of {len(self.values)} rows")
+            raise ValueError(f"alpha must be at least {smallest:.3g}, the smallest p-value of {self.num_rows} rows")
         return self
 
 
@@ -84,14 +90,15 @@ class Golden(_Part):
     """Inputs and the answers that the exporting machine gave; a loader must reproduce them."""
 
     inputs: list[list[float]]  # rows, flattened
-    log_prob: list[float]
+    statistics: list[list[float]]
     latents: list[list[float]]
+    codec_bytes: list[int] = []  # of each row as a picture, where scores depend on it
 
 
 class Manifest(_Part):
     """What an artifact says of itself, as one JSON object; unknown keys are refused."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     version: str = Field(pattern=r"^[0-9a-f]{12}$")
     description: str
@@ -100,11 +107,12 @@ class Manifest(_Part):
     columns: list[Column] = []  # vectors: one per dimension
     value_range: tuple[float, float] | None = None  # images: lowest and highest pixel value
     latent_layout: list[LatentPart]
-    statistics: list[str]
+    statistics: Annotated[list[str], Field(min_length=1)]  # log_prob, then whatever else the program tells of a row
     temperature: float = Field(ge=0)  # default of sampling
     recipe: dict[str, Any]
     data_digest: str
     test: TestResult | None
+    scoring: Scoring
     calibration: Calibration | None
     golden: Golden
     torch_version: str
@@ -126,14 +134,40 @@ class Manifest(_Part):
         for i, column in enumerate(self.columns):
             if column.duplicate_of is not None and column.duplicate_of not in names[:i]:
                 raise ValueError(f"column {column.name!r} must repeat one before it, not {column.duplicate_of!r}")
+        self._check_scoring()
         golden = self.golden
         sizes = {len(row) for row in [*golden.inputs, *golden.latents]}
-        if not (len(golden.inputs) == len(golden.log_prob) == len(golden.latents) >= 1) or sizes != {self.num_dims}:
-            raise ValueError(f"golden must hold as many log_prob and latents as inputs, of {self.num_dims} dimensions")
+        if not (len(golden.inputs) == len(golden.statistics) == len(golden.latents) >= 1) or sizes != {self.num_dims}:
+            raise ValueError(
+                f"golden must hold as many statistics and latents as inputs, of {self.num_dims} dimensions"
+            )
+        if {len(row) for row in golden.statistics} != {len(self.statistics)}:
+            raise ValueError(f"golden statistics must be the {len(self.statistics)} of {self.statistics}")
+        if len(golden.codec_bytes) != (len(golden.inputs) if self.scoring.codec else 0):
+            raise ValueError("golden must hold codec_bytes of every input if there is a codec, and none else")
         ends = [part.offset + int(np.prod(part.shape)) for part in self.latent_layout]
         if [part.offset for part in self.latent_layout] != [0, *ends][:-1] or ends[-1:] != [self.num_dims]:
             raise ValueError(f"latent_layout must cover {self.num_dims} dimensions without a gap")
         return self
+
+    def _check_scoring(self) -> None:
+        scoring = self.scoring
+        if self.statistics[0] != LOG_PROB or len(set(self.statistics)) != len(self.statistics):
+            raise ValueError(f"statistics must be different, {LOG_PROB} the first")
+        if scoring.codec is not None and not self.is_picture:
+            raise ValueError(f"only grey and RGB images have a picture's codec, got {scoring.codec!r}")
+        known = {*self.statistics, COMPLEXITY} if scoring.codec else {*self.statistics}
+        if scoring.density is not None and not known.issuperset(scoring.density.statistics):
+            raise ValueError(f"scoring.density.statistics must be among {', '.join(sorted(known))}")
+        if scoring.default not in scoring.names or scoring.default not in CALIBRATED:
+            raise ValueError(f"scoring.default must be one of its scores with a direction, got {scoring.default!r}")
+        if self.calibration is not None and self.calibration.scores.keys() != self.calibrated_scores:
+            raise ValueError(f"calibration.scores must be those of {', '.join(sorted(self.calibrated_scores))}")
+
+    @property
+    def calibrated_scores(self) -> set[ScoreName]:
+        """Scores that have p-values once the artifact is calibrated: those with a direction."""
+        return set(CALIBRATED) & set(self.scoring.names)
 
     @cached_property
     def num_dims(self) -> int:

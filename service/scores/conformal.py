@@ -1,24 +1,16 @@
-"""What scores and p-values mean. Higher scores are more anomalous; p-values are small for anomalies."""
+"""P-values of scores, and which rows they flag. Scores are higher, and p-values smaller, for anomalies."""
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
-
-
-def bits_per_dim(log_likelihood: FloatArray, num_dims: int) -> FloatArray:
-    """-log_likelihood / (D ln 2): nats per input -> bits per dimension."""
-    return -log_likelihood * np.float64(1 / (num_dims * math.log(2)))
-
-
-def negative_log_likelihood(log_likelihood: FloatArray) -> FloatArray:
-    """The default score: -log p(x), nats."""
-    return -log_likelihood
+CONFIDENCE = 0.95  # of the guarantee over calibration sets
 
 
 def p_values(scores: FloatArray, calibration: FloatArray) -> FloatArray:
@@ -54,11 +46,25 @@ def benjamini_hochberg(p_values: FloatArray, fdr: float) -> BoolArray:
     return p_values <= ordered[passing[-1]] if len(passing) else np.zeros(num, np.bool_)
 
 
-def log_mean_exp(values: FloatArray) -> FloatArray:
-    """Log of the mean of exp along the last axis, without overflow: (N, K) -> (N,).
+def smallest_conditional_alpha(num_calibration: int) -> float:
+    """The smallest alpha that ``conditional_level`` has an answer for: 1 - 0.05^(1 / m)."""
+    return -math.expm1(math.log1p(-CONFIDENCE) / num_calibration)
 
-    Over log p(x + u_k) with uniform noise u_k it estimates log P(x), the tighter the larger K.
+
+@lru_cache(256)
+def conditional_level(alpha: float, num_calibration: int) -> float | None:
+    """The largest k / (m + 1) such that P(p <= k / (m + 1) | calibration set) <= alpha for 95 % of calibration sets.
+
+    From one calibration set to the next, the share of normal rows that a level k / (m + 1) flags is distributed as
+    Beta(k, m + 1 - k), whose mean alone is k / (m + 1); P(Beta(k, m + 1 - k) <= alpha) is the probability of k or more
+    successes in m trials of probability alpha. None where not even k = 1 will do: m is then below
+    ln(0.05) / ln(1 - alpha), see ``smallest_conditional_alpha``. Source: Vovk 2012 (arXiv:1209.2673), proposition 2a.
     """
-    highest = values.max(-1, keepdims=True)
-    result: FloatArray = highest[..., 0] + np.log(np.exp(values - highest).mean(-1))
-    return result
+    counts = np.arange(num_calibration + 1)
+    log_factorials = np.log(np.maximum(counts, 1)).cumsum()
+    log_choices = log_factorials[-1] - log_factorials - log_factorials[::-1]
+    log_probabilities = log_choices + counts * math.log(alpha) + counts[::-1] * math.log1p(-alpha)
+    at_least = np.exp(log_probabilities)[::-1].cumsum()[::-1]  # P(k or more successes)
+    enough = np.flatnonzero(at_least >= CONFIDENCE)
+    k = int(enough[-1])
+    return k / (num_calibration + 1) if k else None

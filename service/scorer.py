@@ -1,0 +1,61 @@
+"""What a forward pass says of rows: likelihoods, scores and p-values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.artifact import Manifest
+from service.engine import Engine, PassKey
+from service.row_queue import Array, Arrays
+from service.scores import COMPLEXITY, ScoreName, bits_per_dim, complexity, compute_scores, p_values
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Figures of rows, each (B,): nats, bits, and by name scores and, of those that are calibrated, p-values."""
+
+    log_likelihood: Array
+    bits_per_dim: Array
+    scores: dict[ScoreName, Array]
+    p_values: dict[ScoreName, Array]
+
+
+def scoring_key(manifest: Manifest, names: Iterable[ScoreName] = (), reproducible: bool = False) -> PassKey:
+    """The pass that gives so many of a model's scores; its default one whenever it is calibrated."""
+    wanted = {*names, manifest.scoring.default} if manifest.calibration else set(names)
+    scores = tuple(name for name in manifest.scoring.names if name in wanted)
+    return PassKey(manifest.name, "statistics", reproducible, scores)
+
+
+def score_pass(engine: Engine, key: PassKey, rows: Array) -> Arrays:
+    """Run a pass of ``scoring_key`` over rows (B, *shape): the arrays that ``unpack`` names."""
+    manifest = engine.manifests[key.model]
+    (values,) = engine.run(key, rows)
+    statistics = dict(zip(manifest.statistics, np.ascontiguousarray(values.T), strict=True))
+    scoring = manifest.scoring
+    if scoring.codec and scoring.needs_codec(key.scores):
+        statistics[COMPLEXITY] = complexity(scoring.codec, rows)
+    log_likelihood = values[:, 0]
+    scores = compute_scores(scoring, key.scores, statistics, manifest.num_dims)
+    known = manifest.calibration.arrays if manifest.calibration else {}
+    return (
+        log_likelihood,
+        bits_per_dim(log_likelihood, manifest.num_dims),
+        *scores.values(),
+        *(p_values(scores[name], known[name]) for name in scores if name in known),
+    )
+
+
+def unpack(manifest: Manifest, key: PassKey, outputs: Arrays) -> Scored:
+    """Name the arrays of ``score_pass``."""
+    log_likelihood, bits, *rest = outputs
+    known = manifest.calibration.scores if manifest.calibration else {}
+    return Scored(
+        log_likelihood,
+        bits,
+        dict(zip(key.scores, rest, strict=False)),
+        dict(zip((name for name in key.scores if name in known), rest[len(key.scores) :], strict=True)),
+    )
