@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: serve test check format artifacts bench-engine bench-engine-cuda bench-conditioners bench-plane bench-adbench bench-why \
-    bench-json bench-serving bench-overload bench-idle clean
+    bench-anomalies bench-json bench-serving bench-overload bench-idle clean
 
 serve: $(VENV)/.serve
 	GLOW_CACHE_DIR=$${GLOW_CACHE_DIR-.cache} $(BIN)/python -m service --port $(PORT)
@@ -45,6 +45,12 @@ bench-conditioners: $(VENV)/.test
 
 bench-plane: $(VENV)/.test
 	$(BIN)/python -m benchmarks.plane
+
+# Needs a model of MNIST trained before: model/recipes/mnist.toml.
+bench-anomalies: $(VENV)/.test
+	for artifact in service/artifacts/fashion-mnist.pt $(wildcard runs/mnist/mnist.pt); do \
+	    $(BIN)/python -m benchmarks.anomalies $$artifact $(DATA) || exit 1; \
+	done
 
 bench-adbench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.adbench $(DATA)/adbench --seeds 3

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from service import noise, openapi
+from service import noise
 from service.answer import answer, formats_of_inputs, json_answer
 from service.artifact import Manifest
 from service.call import Body, Call, flows_of
@@ -20,6 +20,7 @@ from service.codecs import arrow, image, json_body, npy
 from service.errors import TooLarge, Unavailable, UnsupportedMediaType
 from service.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from service.negotiation import choose_format
+from service.openapi import routes
 from service.options import EncodeOptions, ExampleOptions, RowOptions, SampleOptions, ScoreOptions, read_options
 from service.rows import (
     inputs_from_array,
@@ -38,7 +39,7 @@ _SMALL_BODY, _SMALL_ARRAY = 2**16, 2**22  # bytes that take the event loop less 
 router = APIRouter()
 
 
-@router.post("/log-likelihood", **openapi.LOG_LIKELIHOOD)
+@router.post("/log-likelihood", **routes.LOG_LIKELIHOOD)
 async def log_likelihood(call: Call) -> Response:
     """Log-likelihood of each input in nats and bits per dimension and, calibrated, its anomaly score and p-value."""
     manifest, options, rows = await _read_rows(call, ScoreOptions, "inputs")
@@ -47,7 +48,7 @@ async def log_likelihood(call: Call) -> Response:
     return await answer(call, answer_format, manifest, values, "log_likelihood")
 
 
-@router.post("/encode", **openapi.ENCODE)
+@router.post("/encode", **routes.ENCODE)
 async def encode(call: Call) -> Response:
     """Latent code of each input, a vector that is N(0, I) under the model, and its log-likelihood."""
     manifest, options, rows = await _read_rows(call, EncodeOptions, "inputs")
@@ -56,7 +57,7 @@ async def encode(call: Call) -> Response:
     return await answer(call, answer_format, manifest, {"latents": latents, "log_likelihood": log_prob}, "latents")
 
 
-@router.post("/decode", **openapi.DECODE)
+@router.post("/decode", **routes.DECODE)
 async def decode(call: Call) -> Response:
     """Input of each latent code: the inverse of /encode, in the model's units, not rounded (PNG: rounded)."""
     manifest, options, rows = await _read_rows(call, RowOptions, "latents")
@@ -65,7 +66,7 @@ async def decode(call: Call) -> Response:
     return await answer(call, answer_format, manifest, {"outputs": outputs}, "outputs")
 
 
-@router.post("/sample", **openapi.SAMPLE)
+@router.post("/sample", **routes.SAMPLE)
 async def sample(call: Call) -> Response:
     """New inputs drawn from the model, and their log-likelihood under it (at temperature 1)."""
     body = await call.read_body()
@@ -76,7 +77,7 @@ async def sample(call: Call) -> Response:
     return await _sample(call, read_options(SampleOptions, call.query, json_body.read_object(body) if body else {}))
 
 
-@router.get("/sample", **openapi.SAMPLE_BY_QUERY)
+@router.get("/sample", **routes.SAMPLE_BY_QUERY)
 async def sample_by_query(call: Call) -> Response:
     """As POST /sample, the options in the query."""
     await call.read_body()
@@ -107,7 +108,7 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
 }
 
 
-@router.get("/models", **openapi.MODELS)
+@router.get("/models", **routes.MODELS)
 async def models(request: Request) -> Response:
     """Every served model, and the one that answers when none is named."""
     flows = flows_of(request)
@@ -115,13 +116,13 @@ async def models(request: Request) -> Response:
     return json_answer({"default": flows.default, "models": summary})
 
 
-@router.get("/models/{name}", **openapi.MODEL)
+@router.get("/models/{name}", **routes.MODEL)
 async def model(request: Request, name: str) -> Response:
     """The public part of a model's manifest."""
     return json_answer(_public(flows_of(request).manifest(name), _PUBLIC_FIELDS))
 
 
-@router.get("/models/{name}/example", **openapi.EXAMPLE)
+@router.get("/models/{name}/example", **routes.EXAMPLE)
 async def example(request: Request, name: str) -> Response:
     """A valid input, from the model's held-out data: as JSON, the body of /log-likelihood and /encode."""
     call = Call(request.scope, request.receive)
@@ -134,13 +135,13 @@ async def example(request: Request, name: str) -> Response:
     return await answer(call, answer_format, manifest, {"inputs": x}, "inputs")
 
 
-@router.get("/livez", **openapi.LIVEZ)
+@router.get("/livez", **routes.LIVEZ)
 async def livez() -> Response:
     """The process runs."""
     return json_answer({"status": "ok"})
 
 
-@router.get("/readyz", **openapi.READYZ)
+@router.get("/readyz", **routes.READYZ)
 async def readyz(request: Request) -> Response:
     """Every model is verified and warm, and their engine runs."""
     if flows_of(request).has_stopped:
@@ -148,7 +149,7 @@ async def readyz(request: Request) -> Response:
     return json_answer({"status": "ok"})
 
 
-@router.get("/metrics", **openapi.METRICS)
+@router.get("/metrics", **routes.METRICS)
 async def metrics(request: Request) -> Response:
     """Figures of the service for Prometheus, of all its workers."""
     return Response(request.app.state.metrics.text(), media_type=METRICS_MEDIA_TYPE)

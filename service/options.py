@@ -69,7 +69,7 @@ def _score_names(value: object) -> object:
 ScoreNames = Annotated[
     Literal["all"] | list[ScoreName],
     PlainValidator(_score_names),
-    WithJsonSchema({"anyOf": [{"type": "array", "items": {"enum": list(DEFINITIONS)}}, {"const": "all"}]}),
+    WithJsonSchema({"type": ["array", "string"], "items": {"enum": [*DEFINITIONS, "all"]}}),
 ]
 
 

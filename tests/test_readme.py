@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from model.recipe import parse_recipe
+from service.scores import DEFINITIONS
 from service.settings import EMBEDDED_ARTIFACTS, Settings
 from tests.test_server import server
 
@@ -44,6 +45,12 @@ def test_python_examples_run(url: str, capsys: pytest.CaptureFixture[str]) -> No
 def test_the_example_recipe_is_valid() -> None:
     (recipe,) = blocks("toml")
     assert parse_recipe(tomllib.loads(recipe), "README.md").name == "my-table"
+
+
+def test_the_table_of_scores_is_the_codes() -> None:
+    text = (ROOT / "docs" / "anomalies.md").read_text().replace("\\|", "|")
+    for name, what in DEFINITIONS.items():
+        assert f"| `{name}` | {what.unit} | {what.formula} | {what.direction} |" in text
 
 
 def test_the_table_of_settings_is_the_codes() -> None:
