@@ -20,7 +20,7 @@ from model.cli import Parser, run_command
 from model.fold import fold_convolutions
 from model.nets import ConvNet, ResidualMLP
 from service.artifact import compile_module
-from service.artifact.torchscript import channels_last, freeze, pack_convolutions
+from service.artifact.torchscript import channels_last, freeze, pack_weights
 
 BATCHES = (64, 1)
 
@@ -48,11 +48,12 @@ def cases(widths: list[int]) -> list[Case]:
 
 
 def packed(net: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The network as the engine runs it: folded, scripted, frozen and packed."""
+    """The network as the engine runs it: folded, scripted, frozen and, but for so few vectors, packed."""
     holder = nn.Sequential(net)
     fold_convolutions(holder)
     program = compile_module(holder.eval().requires_grad_(False), [])
-    return pack_convolutions(freeze(channels_last(program), []), ["forward"])
+    frozen = freeze(channels_last(program), [])
+    return frozen if isinstance(net, ResidualMLP) else pack_weights(frozen, ["forward"])
 
 
 def flop_of(net: nn.Module, x: Tensor) -> int:

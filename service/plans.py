@@ -27,8 +27,9 @@ from service.artifact.torchscript import WARM_UP_CALLS
 from service.machine import available_bytes, describe_machine, peak_bytes, reset_peak
 from service.runner import Form, Plan, Runner
 
-FORMAT = 3  # to be raised with every change of how forms are made, measured or kept: a version may see several
+FORMAT = 4  # to be raised with every change of how forms are made, measured or kept: a version may see several
 HOPELESS = {1: 3.0, 2: 1.5, 4: 1.2}  # times as slow as the best at so many rows or more: not measured any further
+QUICK_S = 1e-3  # a pass that takes less tells what calls cost, not what arithmetic does: nothing is hopeless yet
 ALIKE = 1.03  # times as slow as the best: the first of such plans is taken, so that few forms are kept
 WORTH_THREADS = 1.5  # times as fast as one thread that several must be: they take cores from the event loop
 WORTH_DOUBLING = 1.02  # rows/s that a bucket must gain over all smaller ones
@@ -315,7 +316,8 @@ def _promising(seconds: dict[Plan, float], hopeless: float) -> list[Plan]:
     """Plans that may yet win, and the fastest of each number of threads, which pay at many rows alone."""
     fastest = min(seconds.values())
     of_threads = {plan.threads: plan for plan in sorted(seconds, key=lambda plan: -seconds[plan])}
-    return [plan for plan in seconds if seconds[plan] <= hopeless * fastest or plan is of_threads[plan.threads]]
+    enough = max(hopeless * fastest, QUICK_S)
+    return [plan for plan in seconds if seconds[plan] <= enough or plan is of_threads[plan.threads]]
 
 
 def _grows(buckets: list[Bucket]) -> bool:

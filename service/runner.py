@@ -16,8 +16,9 @@ from service.artifact.torchscript import (
     Program,
     channels_last,
     freeze,
+    multiply_rows,
     optimize,
-    pack_convolutions,
+    pack_weights,
 )
 
 Array = npt.NDArray[Any]
@@ -33,7 +34,7 @@ class Plan:
     """How a forward pass runs.
 
     ``frozen``: weights inlined; ``channels_last``: frozen, convolutions in that layout; ``packed``: channels last, the
-    weights of convolutions in oneDNN's own layout; ``optimized``: frozen and rewritten by torch for this processor;
+    weights in oneDNN's own layout; ``optimized``: frozen and rewritten by torch for this processor;
     ``cuda_graph``: frozen, recorded once for each number of rows and replayed without the host.
     """
 
@@ -80,12 +81,14 @@ class Runner:
 
     def _make(self, form: Form, program: Program) -> Program:
         methods = self.manifest.methods
-        if form in ("channels_last", "packed"):
-            frozen = freeze(channels_last(program).to(self.device), methods)
-            return pack_convolutions(frozen, methods) if form == "packed" else frozen
+        if form == "packed":
+            return pack_weights(self._make("channels_last", program), methods)
         if form == "optimized":
             return optimize(self._make("frozen", program), methods)
-        return freeze(program.to(self.device), methods)
+        if form == "channels_last":
+            program = channels_last(program)
+        frozen = freeze(program.to(self.device), methods)
+        return multiply_rows(frozen, methods) if self.manifest.kind == "vector" else frozen
 
     def keep(self, passes: set[tuple[Operation, int, Plan]]) -> None:
         """Forget what was made for other passes than these (an operation over so many rows by a plan), and of what."""

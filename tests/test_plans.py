@@ -106,10 +106,19 @@ def test_every_form_answers_as_the_program_does(runner: Runner, artifact: Artifa
         np.testing.assert_allclose(decoded, artifact.program.decode(z), rtol=0, atol=1e-2)
 
 
-def test_packed_convolutions_are_onednns_own(models_dir: Path) -> None:
-    runner = Runner(open_artifact(models_dir / "tiny-images.pt"), CPU)
+def test_what_is_packed_is_onednns_own(artifact: Artifact) -> None:
+    runner = Runner(artifact, CPU)
     runner.run("statistics", Plan("packed"), golden_rows(runner.manifest, "statistics"))
-    assert "mkldnn::_convolution_pointwise" in str(runner._forms["packed"].statistics.graph)
+    packed = "_convolution_pointwise" if runner.manifest.kind == "image" else "_linear_pointwise"
+    assert f"mkldnn::{packed}" in str(runner._forms["packed"].statistics.graph)
+
+
+@pytest.mark.parametrize("form", CPU_FORMS)
+def test_a_flow_of_vectors_runs_no_convolution(models_dir: Path, form: Form) -> None:
+    runner = Runner(open_artifact(models_dir / "tiny-table.pt"), CPU)
+    for operation in OPERATIONS:
+        runner.run(operation, Plan(form), golden_rows(runner.manifest, operation))
+        assert "conv" not in str(getattr(runner._forms[form], operation).graph)
 
 
 def test_each_operation_gets_buckets_from_one_row_up_to_the_most_that_is_allowed(runner: Runner) -> None:
@@ -187,7 +196,7 @@ def test_a_form_that_cannot_be_made_is_tried_once(
         tried.append(1)
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr("service.runner.pack_convolutions", lacking)
+    monkeypatch.setattr("service.runner.pack_weights", lacking)
     schedules = measured(runner, threads=2)
     assert "packed" not in {bucket.form for found in schedules.of.values() for bucket in found.buckets}
     assert caplog.text.count("cannot be made: AttributeError: no such operator") > len(tried) == 1
@@ -306,3 +315,8 @@ def test_threads_that_pay_at_many_rows_alone_are_still_tried_there() -> None:
     seconds = {one: 1.0, other: 1.3, two: 3.0, slow: 3.1}
     assert plans._promising(seconds, 1.2) == [one, two]
     assert plans._promising(seconds, 1.5) == [one, other, two]
+
+
+def test_passes_too_short_to_tell_calls_from_arithmetic_leave_every_plan_its_chance() -> None:
+    seconds = {Plan("frozen"): 0.1 * plans.QUICK_S, Plan("packed"): 0.9 * plans.QUICK_S}
+    assert plans._promising(seconds, 1.2) == [*seconds]
