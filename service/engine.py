@@ -14,7 +14,7 @@ import torch
 
 from service.artifact import OPERATIONS, ArtifactError, Manifest, Operation, open_artifact
 from service.errors import OutOfMemory
-from service.machine import available_cpus, is_out_of_memory
+from service.machine import available_cpus, is_out_of_memory, keep_freed_memory
 from service.plans import Schedule, locked, schedules_of, warm_up
 from service.row_queue import Room
 from service.runner import CPU_FORMS, CUDA_FORMS, Form, Plan, Runner
@@ -57,6 +57,7 @@ class Engine:
         # Plans set their own, on the engine's thread. If this one had helpers as well, there would be more threads than
         # cores, and OpenMP would put them to sleep between any two operations: passes took up to four times as long.
         torch.set_num_threads(1)
+        keep_freed_memory()
         self._forms = choose_forms(settings.plan, self.device)
         self._runners: dict[str, Runner] = {}
         self._schedules: dict[tuple[str, Operation], Schedule] = {}

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from service.machine import available_bytes, available_cpus, is_out_of_memory, peak_bytes, reset_peak
+from service.machine import (
+    available_bytes,
+    available_cpus,
+    is_out_of_memory,
+    keep_freed_memory,
+    peak_bytes,
+    reset_peak,
+)
 
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 CPU = torch.device("cpu")
@@ -108,6 +115,16 @@ def test_the_peak_of_memory_grows_with_what_is_used() -> None:
         pytest.skip("the system does not tell")
     np.ones(2**25)
     assert before + 2**27 <= peak_bytes(CPU) <= before + 2**29
+
+
+def test_what_is_kept_of_freed_memory_counts_again_when_it_is_used() -> None:
+    keep_freed_memory()
+    for _ in range(2):
+        before = reset_peak(CPU)
+        if not before:
+            pytest.skip("the system does not tell")
+        b"x" * 2**24
+        assert peak_bytes(CPU) >= before + 2**23
 
 
 def test_failed_allocations_are_told_from_other_errors() -> None:
