@@ -86,8 +86,9 @@ class RowQueue(Generic[JobT]):
     def num_ahead(self, num_rows: int) -> dict[Hashable, int]:
         """Rows by key that would leave before a job of so many, if it came now."""
         place = (self._left + num_rows + 1,)
-        return {
-            key: sum(job.left for _, job in line[: bisect_left(line, (place,))]) for key, line in self._lines.items()
+        return {  # of all that wait, but for those behind: few or none, however long the line is
+            key: self.waiting[key] - sum(job.left for _, job in line[bisect_left(line, (place,)) :])
+            for key, line in self._lines.items()
         }
 
     def push(self, job: JobT) -> None:

@@ -78,8 +78,10 @@ class Queue(RuleBasedStateMachine):
             for old in self.waiting
             if old.key == key and (len(old.rows) <= num_rows or self.num_left - self.came_at[old] >= len(old.rows))
         }
-        self.jobs.append(new)
+        num_ahead = self.queue.num_ahead(num_rows).get(key, 0)
         self.queue.push(new)
+        assert num_ahead == sum(old.left for old in self.waiting if old.key == key and old.place < new.place)
+        self.jobs.append(new)
 
     @rule(brief=st.booleans())
     def take(self, brief: bool) -> None:
