@@ -49,7 +49,8 @@ class Client:
         async def one(scheduled: float) -> Outcome:
             sent = clock() - start
             try:
-                status = str(await asyncio.wait_for(self._ask(), self._timeout_s))
+                async with asyncio.timeout(self._timeout_s):  # wait_for would cost a task
+                    status = str(await self._ask())
             except TimeoutError:
                 status = "timeout"
             except (OSError, asyncio.IncompleteReadError) as error:

@@ -6,7 +6,6 @@ loop, every latency counted from when its request was due.
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from pathlib import Path
 from threading import Event
 
 import numpy as np
+import uvloop
 
 from benchmarks.arguments import at_least
 from benchmarks.serving import processes
@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
             meter = processes.Meter(started.pid)
             sampled = threads.submit(watch, started.pid, over)
             try:
-                outcomes = asyncio.run(client.run(due))
+                outcomes = uvloop.run(client.run(due))
             finally:
                 over.set()
             samples = sampled.result()
