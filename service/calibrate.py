@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from service.artifact import Calibration, Manifest, read_records, save_artifact
-from service.cli import Parser, Progress, UsageError, run_command
+from service.cli import Parser, Progress, UsageError, check_output, run_command
 from service.engine import Engine
 from service.files import FileError, RowFile, open_rows
 from service.scorer import score_pass, scoring_key, unpack
@@ -27,7 +27,9 @@ def calibrate(source: Path, data: Path, out: Path, alpha: float | None = None) -
     Raises ArtifactError, FileError for a row that the model does not take, and UsageError for a file that would be
     overwritten and for an alpha below 1 / (m + 1), of which m rows can flag nothing.
     """
-    _check_target(source, data, out)
+    if source.is_dir():
+        raise UsageError(f"{source}: is a folder; expected one artifact")
+    check_output(out, artifact=source, data=data)
     if alpha is not None and not 0 < alpha < 1:
         raise UsageError(f"--alpha must be between 0 and 1, got {alpha}")
     # What the environment says of the server must not stand in the way.
@@ -55,7 +57,7 @@ def score(engine: Engine, rows: RowFile) -> dict[ScoreName, FloatArray]:
 
     Raises FileError for a row that the model does not take, or none.
     """
-    manifest = rows.manifest
+    manifest = engine.manifests[engine.default]
     key = scoring_key(manifest, manifest.calibrated_scores, reproducible=True)
     parts: list[dict[ScoreName, FloatArray]] = []
     with Progress("scored", rows.num_rows) as progress:
@@ -67,16 +69,6 @@ def score(engine: Engine, rows: RowFile) -> dict[ScoreName, FloatArray]:
     if not parts:
         raise FileError(f"{rows.path}: holds no rows")
     return {name: np.concatenate([part[name] for part in parts]) for name in manifest.calibrated_scores}
-
-
-def _check_target(source: Path, data: Path, out: Path) -> None:
-    if source.is_dir():
-        raise UsageError(f"{source}: is a folder; expected one artifact")
-    if not out.parent.is_dir() or out.is_dir() or not out.name:
-        raise UsageError(f"{out}: must be a file name in a folder that exists")
-    for path, what in ((source, "artifact"), (data, "data")):
-        if out.exists() and path.exists() and out.samefile(path):
-            raise UsageError(f"{out}: is the {what} itself, which is not overwritten; name another file")
 
 
 def _check_alpha(alpha: float, num_rows: int, data: Path) -> None:

@@ -18,6 +18,7 @@ from service.codecs import arrow
 from service.columns import Column
 
 _WORDS = {"true": 1.0, "false": 0.0}
+_MISSING = "is missing; every value must be present"
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,17 @@ def read_cells(array: pa.Array[Any], column: Column) -> Cells:
     """Read cells of integers, floats, booleans or text, or dictionaries of these."""
     if isinstance(array, pa.DictionaryArray):
         array = array.dictionary_decode()
-    if types.is_null(array.type):
-        array = array.cast(pa.float64())
-    missing = np.asarray(array.is_null(nan_is_null=True).to_numpy(zero_copy_only=False))
-    faults = dict.fromkeys(np.flatnonzero(missing).tolist(), "is missing; every value must be present")
-    if _is_text(array.type) and column.type == "categorical":
-        return Cells(_names(array, column), faults)
-    if _is_text(array.type):
-        array, unreadable = _numbers(array)
-        faults |= unreadable
-    values = np.asarray(array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
-    for i in np.flatnonzero(np.isinf(values)).tolist():
-        faults[i] = f"is {values[i]}; every value must be finite"
+    is_text = _is_text(array.type)
+    if is_text and column.type == "categorical":
+        nulls = np.asarray(array.is_null().to_numpy(zero_copy_only=False))
+        return Cells(_names(array, column), dict.fromkeys(np.flatnonzero(nulls).tolist(), _MISSING))
+    array, faults = _numbers(array) if is_text else (array, {})
+    if array.type != pa.float64():
+        array = array.cast(pa.float64(), safe=False)
+    values = np.asarray(array.to_numpy(zero_copy_only=False))  # null is NaN
+    if not np.isfinite(values).all():
+        for i in np.flatnonzero(~np.isfinite(values)).tolist():
+            faults.setdefault(i, _MISSING if math.isnan(values[i]) else f"is {values[i]}; every value must be finite")
     by_number = _names_by_number(column)
     if by_number:
         found, codes = np.unique(values, return_inverse=True)
@@ -82,6 +82,8 @@ def _name(text: str, column: Column, by_number: dict[float, str]) -> str:
 
 def _names_by_number(column: Column) -> dict[float, str]:
     """Names of categories by the numbers that they are; none where one of them is no number, or two are the same."""
+    if not column.categories:
+        return {}
     numbers = {_number(name): name for name in column.categories}
     return {} if len(numbers) < len(column.categories) else {k: name for k, name in numbers.items() if k is not None}
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import NoReturn
 
 from tqdm import tqdm
@@ -35,6 +36,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (--help tells more)")
+
+
+def check_output(out: Path, **inputs: Path) -> None:
+    """Raise UsageError for what is no file name in a folder that exists, or one of the inputs, given by what it is."""
+    if not out.parent.is_dir() or out.is_dir() or not out.name:
+        raise UsageError(f"{out}: must be a file name in a folder that exists")
+    for what, path in inputs.items():
+        if out.exists() and path.exists() and out.samefile(path):
+            raise UsageError(f"{out}: is the {what} itself, which is not overwritten; name another file")
 
 
 class Progress(AbstractContextManager["Progress"]):

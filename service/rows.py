@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.artifact import Manifest
+from service.artifact import Signature
 from service.codecs import arrow, image, json_body
 from service.columns import Column, listed_categories
 from service.errors import BadRequest, Unprocessable
@@ -16,7 +16,7 @@ from service.errors import BadRequest, Unprocessable
 Array = npt.NDArray[Any]
 
 
-def inputs_from_json(value: object, manifest: Manifest) -> Array:
+def inputs_from_json(value: object, manifest: Signature) -> Array:
     """Read ``inputs``, an array or nested lists, base64 images or records, to (B, *shape) in the model's dtype."""
     if isinstance(value, np.ndarray):
         return inputs_from_array(value, manifest)
@@ -29,7 +29,7 @@ def inputs_from_json(value: object, manifest: Manifest) -> Array:
     return inputs_from_array(json_body.read_numbers(value, "inputs"), manifest)
 
 
-def inputs_from_array(array: Array, manifest: Manifest) -> Array:
+def inputs_from_array(array: Array, manifest: Signature) -> Array:
     """Check and shape an array of inputs. Raises Unprocessable, or BadRequest where a value is not finite."""
     _refuse_empty(array, "inputs")
     check_shape(array.shape, manifest)
@@ -47,14 +47,14 @@ def inputs_from_array(array: Array, manifest: Manifest) -> Array:
     return np.ascontiguousarray(array, manifest.input_dtype).reshape(-1, *manifest.shape)
 
 
-def check_shape(shape: tuple[int, ...], manifest: Manifest) -> None:
+def check_shape(shape: tuple[int, ...], manifest: Signature) -> None:
     """Raise Unprocessable for an array of inputs of a shape that the model does not take."""
     if shape[1:] not in manifest.row_shapes:
         wanted = " or ".join(_shape(("B", *row)) for row in manifest.row_shapes)
         raise Unprocessable(f"inputs must be of shape {wanted} for model {manifest.name}, got {_shape(shape)}")
 
 
-def inputs_from_arrow(columns: Mapping[str, arrow.Column], manifest: Manifest) -> Array:
+def inputs_from_arrow(columns: Mapping[str, arrow.Column], manifest: Signature) -> Array:
     """Read the columns of a table by name, in any order, or images from one column ``inputs`` of lists."""
     if manifest.kind == "image":
         return inputs_from_array(_only_column(columns, ("inputs", "samples", "outputs"), manifest), manifest)
@@ -70,18 +70,18 @@ def inputs_from_arrow(columns: Mapping[str, arrow.Column], manifest: Manifest) -
     return inputs_from_array(np.stack(arrays, 1, dtype=np.float64, casting="unsafe"), manifest)
 
 
-def latents_from_json(value: object, manifest: Manifest) -> Array:
+def latents_from_json(value: object, manifest: Signature) -> Array:
     """Read ``latents``, an array or nested lists, to (B, D) float32."""
     array = value if isinstance(value, np.ndarray) else json_body.read_numbers(value, "latents")
     return latents_from_array(array, manifest)
 
 
-def latents_from_arrow(columns: Mapping[str, arrow.Column], manifest: Manifest) -> Array:
+def latents_from_arrow(columns: Mapping[str, arrow.Column], manifest: Signature) -> Array:
     """Read one column ``latents`` of lists to (B, D) float32."""
     return latents_from_array(_only_column(columns, ("latents",), manifest), manifest)
 
 
-def latents_from_array(array: Array, manifest: Manifest) -> Array:
+def latents_from_array(array: Array, manifest: Signature) -> Array:
     """Check an array of latent codes: (B, D) float32."""
     _refuse_empty(array, "latents")
     if array.shape[1:] != (manifest.num_dims,):
@@ -92,7 +92,7 @@ def latents_from_array(array: Array, manifest: Manifest) -> Array:
     return np.clip(array, -limit, limit).astype(np.float32)
 
 
-def _from_records(records: list[dict[str, Any]], manifest: Manifest) -> list[list[object]]:
+def _from_records(records: list[dict[str, Any]], manifest: Signature) -> list[list[object]]:
     """Order the values of records by column."""
     names = [column.name for column in manifest.columns]
     named = set(names)
@@ -111,7 +111,7 @@ def _from_records(records: list[dict[str, Any]], manifest: Manifest) -> list[lis
     return rows
 
 
-def _wrong_names(what: str, values: Mapping[str, object], manifest: Manifest) -> Unprocessable:
+def _wrong_names(what: str, values: Mapping[str, object], manifest: Signature) -> Unprocessable:
     """Say which name the values lack, or have beyond those of the model's columns."""
     names = dict.fromkeys(column.name for column in manifest.columns)
     missing = [name for name in names if name not in values]
@@ -120,7 +120,7 @@ def _wrong_names(what: str, values: Mapping[str, object], manifest: Manifest) ->
     return Unprocessable(f"{what} {fault}; model {manifest.name} takes {len(names)} columns")
 
 
-def _only_column(columns: Mapping[str, arrow.Column], names: Sequence[str], manifest: Manifest) -> Array:
+def _only_column(columns: Mapping[str, arrow.Column], names: Sequence[str], manifest: Signature) -> Array:
     """The array of the one column that there must be; beside it may stand what our own answers have."""
     found = [value for name, value in columns.items() if name != "log_likelihood"]
     if len(found) != 1 or isinstance(found[0], arrow.Strings) or not columns.keys() & set(names):
@@ -141,7 +141,7 @@ def _codes(strings: arrow.Strings, column: Column) -> Array:
     return codes
 
 
-def _with_codes(rows: list[Any], manifest: Manifest) -> list[Any]:
+def _with_codes(rows: list[Any], manifest: Signature) -> list[Any]:
     """Replace the names of categories by their codes. Raises Unprocessable for a name that the model does not know."""
     for j, column in enumerate(manifest.columns):
         if column.type == "categorical":

@@ -22,6 +22,7 @@ from service.artifact.manifest import Golden as Golden
 from service.artifact.manifest import LatentPart as LatentPart
 from service.artifact.manifest import Manifest as Manifest
 from service.artifact.manifest import Operation as Operation
+from service.artifact.manifest import Signature as Signature
 from service.artifact.manifest import TestResult as TestResult
 from service.artifact.manifest import methods_of as methods_of
 from service.artifact.torchscript import Program as Program

@@ -95,31 +95,18 @@ class Golden(_Part):
     codec_bytes: list[int] = []  # of each row as a picture, where scores depend on it
 
 
-class Manifest(_Part):
-    """What an artifact says of itself, as one JSON object; unknown keys are refused."""
+class Signature(_Part):
+    """What a model takes, and its name: all that reading rows for it needs to know."""
 
-    format_version: Literal[2] = 2
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     version: str = Field(pattern=r"^[0-9a-f]{12}$")
-    description: str
     kind: Kind
     shape: tuple[int, ...]
     columns: list[Column] = []  # vectors: one per dimension
     value_range: tuple[float, float] | None = None  # images: lowest and highest pixel value
-    latent_layout: list[LatentPart]
-    statistics: Annotated[list[str], Field(min_length=1)]  # log_prob, then whatever else the program tells of a row
-    temperature: float = Field(ge=0)  # default of sampling
-    recipe: dict[str, Any]
-    data_digest: str
-    test: TestResult | None
-    scoring: Scoring
-    calibration: Calibration | None
-    golden: Golden
-    torch_version: str
-    licence: str
 
     @model_validator(mode="after")
-    def _consistent(self) -> Manifest:
+    def _of_its_kind(self) -> Signature:
         if len(self.shape) != (3 if self.kind == "image" else 1) or min(self.shape) < 1:
             raise ValueError(f"shape must be (C, H, W) of images or (D,) of vectors, got {list(self.shape)}")
         if (self.kind == "image") != (self.value_range is not None):
@@ -134,6 +121,54 @@ class Manifest(_Part):
         for i, column in enumerate(self.columns):
             if column.duplicate_of is not None and column.duplicate_of not in names[:i]:
                 raise ValueError(f"column {column.name!r} must repeat one before it, not {column.duplicate_of!r}")
+        return self
+
+    @cached_property
+    def num_dims(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether PNG and JPEG can carry an input: grey or RGB images."""
+        return self.kind == "image" and self.shape[0] in (1, 3)
+
+    @cached_property
+    def row_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes that an input may come in."""
+        shapes = [self.shape, (self.num_dims,)]
+        if self.kind == "image" and self.shape[0] == 1:
+            shapes.append(self.shape[1:])
+        return list(dict.fromkeys(shapes))
+
+    @cached_property
+    def categorical(self) -> list[int]:
+        """Which columns hold codes of categories."""
+        return [j for j, column in enumerate(self.columns) if column.type == "categorical"]
+
+    @property
+    def input_dtype(self) -> npt.DTypeLike:
+        return np.float32 if self.kind == "image" else np.float64
+
+
+class Manifest(Signature):
+    """What an artifact says of itself, as one JSON object; unknown keys are refused."""
+
+    format_version: Literal[2] = 2
+    description: str
+    latent_layout: list[LatentPart]
+    statistics: Annotated[list[str], Field(min_length=1)]  # log_prob, then whatever else the program tells of a row
+    temperature: float = Field(ge=0)  # default of sampling
+    recipe: dict[str, Any]
+    data_digest: str
+    test: TestResult | None
+    scoring: Scoring
+    calibration: Calibration | None
+    golden: Golden
+    torch_version: str
+    licence: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
         self._check_scoring()
         golden = self.golden
         sizes = {len(row) for row in [*golden.inputs, *golden.latents]}
@@ -170,28 +205,6 @@ class Manifest(_Part):
         return set(CALIBRATED) & set(self.scoring.names)
 
     @cached_property
-    def num_dims(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def is_picture(self) -> bool:
-        """Whether PNG and JPEG can carry an input: grey or RGB images."""
-        return self.kind == "image" and self.shape[0] in (1, 3)
-
-    @cached_property
-    def row_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes that an input may come in."""
-        shapes = [self.shape, (self.num_dims,)]
-        if self.kind == "image" and self.shape[0] == 1:
-            shapes.append(self.shape[1:])
-        return list(dict.fromkeys(shapes))
-
-    @cached_property
-    def categorical(self) -> list[int]:
-        """Which columns hold codes of categories."""
-        return [j for j, column in enumerate(self.columns) if column.type == "categorical"]
-
-    @cached_property
     def quantized(self) -> npt.NDArray[np.bool_]:
         """Which dimensions hold whole numbers or codes, each the centre of a bin of width 1: (D,)."""
         if self.kind == "image":
@@ -207,7 +220,3 @@ class Manifest(_Part):
     def methods(self) -> list[str]:
         """What the program must offer."""
         return methods_of(self.kind)
-
-    @property
-    def input_dtype(self) -> npt.DTypeLike:
-        return np.float32 if self.kind == "image" else np.float64
