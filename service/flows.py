@@ -172,31 +172,38 @@ class Flows:
         return list(dict.fromkeys(wanted))
 
     def _check_level(self, manifest: Manifest, options: ScoreOptions) -> None:
-        """Raise Unprocessable for two levels at once, for one without p-values, and for one that can flag nothing."""
-        given = {name: getattr(options, name) for name in ("alpha", "fdr", "guarantee")}
-        given = {name: value for name, value in given.items() if value is not None}
-        if "fdr" in given and len(given) > 1:
-            raise Unprocessable("fdr is a way of its own to flag rows; give no alpha and no guarantee beside it")
-        if not given:
-            return
+        """Raise Unprocessable for a level that can flag nothing, or not with the guarantee that is wanted."""
         calibration = manifest.calibration
-        if calibration is None:
-            raise Unprocessable(f"{next(iter(given))}: model {manifest.name} is not calibrated, so it has no p-values")
-        rows = calibration.num_rows
-        smallest = scores.smallest_p_value(rows)
-        for name in ("alpha", "fdr"):
-            if given.get(name, 1.0) < smallest:
-                raise Unprocessable(
-                    f"{name} must be at least {smallest:.6g}, the smallest p-value of {rows} calibration rows"
-                )
-        least = scores.smallest_conditional_alpha(rows)
-        if options.guarantee == "conditional" and self._alpha(calibration, options) < least:
+        num_rows = None if calibration is None else calibration.num_rows
+        check_level(manifest.name, num_rows, alpha=options.alpha, fdr=options.fdr, guarantee=options.guarantee)
+        if calibration is None or options.guarantee != "conditional":
+            return
+        least = scores.smallest_conditional_alpha(calibration.num_rows)
+        if self._alpha(calibration, options) < least:
             raise Unprocessable(
-                f"guarantee: with {rows} calibration rows, 'conditional' takes an alpha of at least {least:.6g}"
+                f"guarantee: with {num_rows} calibration rows, 'conditional' takes an alpha of at least {least:.6g}"
             )
 
     def _alpha(self, calibration: Calibration, options: ScoreOptions) -> float:
         return options.alpha or self.settings.alpha or calibration.alpha
+
+
+def check_level(model: str, num_calibration: int | None, **given: float | str | None) -> None:
+    """Check what rows are to be flagged by: ``alpha`` with a ``guarantee``, or ``fdr``.
+
+    Raises Unprocessable for both at once, for one without p-values, and for one below all of them.
+    """
+    wanted = {name: value for name, value in given.items() if value is not None}
+    if "fdr" in wanted and len(wanted) > 1:
+        raise Unprocessable("fdr is a way of its own to flag rows; give no alpha and no guarantee beside it")
+    for name, value in wanted.items():
+        if num_calibration is None:
+            raise Unprocessable(f"{name}: model {model} is not calibrated, so it has no p-values")
+        smallest = scores.smallest_p_value(num_calibration)
+        if isinstance(value, float) and value < smallest:
+            raise Unprocessable(
+                f"{name} must be at least {smallest:.6g}, the smallest p-value of {num_calibration} calibration rows"
+            )
 
 
 def _check_setting(settings: Settings, manifests: dict[str, Manifest]) -> None:

@@ -6,6 +6,7 @@ from service.scores.complexity import codec_bytes as codec_bytes
 from service.scores.conformal import BoolArray as BoolArray
 from service.scores.conformal import FloatArray as FloatArray
 from service.scores.conformal import benjamini_hochberg as benjamini_hochberg
+from service.scores.conformal import benjamini_hochberg_threshold as benjamini_hochberg_threshold
 from service.scores.conformal import conditional_level as conditional_level
 from service.scores.conformal import highest_normal_score as highest_normal_score
 from service.scores.conformal import p_values as p_values

@@ -40,10 +40,18 @@ def benjamini_hochberg(p_values: FloatArray, fdr: float) -> BoolArray:
     these are independent of each other; that their p-values share one calibration set does no harm. Sources: Benjamini
     and Hochberg 1995; for conformal p-values, Bates et al. 2023 (arXiv:2104.08279), section 2.
     """
-    num = len(p_values)
-    ordered = np.sort(p_values)
-    passing = np.flatnonzero(ordered <= fdr * np.arange(1, num + 1) / num)
-    return p_values <= ordered[passing[-1]] if len(passing) else np.zeros(num, np.bool_)
+    distinct, counts = np.unique(p_values, return_counts=True)
+    return p_values <= benjamini_hochberg_threshold(distinct, counts, fdr)
+
+
+def benjamini_hochberg_threshold(distinct: FloatArray, counts: npt.NDArray[np.int64], fdr: float) -> float:
+    """The p_(k) of ``benjamini_hochberg``, given the ascending p-values and how many rows have each; else -inf.
+
+    The p-values of m held-out scores are at most m + 1 different ones, however many rows there are.
+    """
+    k = np.cumsum(counts)  # of rows that share a p-value, the last one passes first
+    passing = distinct[distinct <= fdr * k / k[-1:]]
+    return float(passing[-1]) if len(passing) else -math.inf
 
 
 def smallest_conditional_alpha(num_calibration: int) -> float:
