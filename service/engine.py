@@ -45,6 +45,8 @@ class PassKey:
 class Engine:
     """Verified models by name. ``warm_up`` once, then ``run``, both from one thread at a time.
 
+    Passes of one thread on the CPU share nothing: with ``threads`` = 1, ``run`` may be called from several at once.
+
     Raises ArtifactError for an artifact that fails its checks, a name served twice, a default or a device not there.
     """
 
