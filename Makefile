@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: serve test check format artifacts bench-engine bench-engine-cuda bench-conditioners bench-plane bench-adbench bench-why \
-    bench-anomalies bench-json bench-serving bench-overload bench-idle clean
+    bench-anomalies bench-bulk bench-json bench-serving bench-overload bench-idle clean
 
 serve: $(VENV)/.serve
 	GLOW_CACHE_DIR=$${GLOW_CACHE_DIR-.cache} $(BIN)/python -m service --port $(PORT)
@@ -54,6 +54,9 @@ bench-anomalies: $(VENV)/.test
 
 bench-adbench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.adbench $(DATA)/adbench --seeds 3
+
+bench-bulk: $(VENV)/.test
+	$(BIN)/python -W ignore -m benchmarks.bulk
 
 bench-json: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.json_parsing

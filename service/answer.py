@@ -17,6 +17,7 @@ from service.codecs import arrow, compression, image, json_body, npy
 from service.negotiation import MEDIA_TYPES
 from service.options import Format
 from service.row_queue import Array
+from service.scorer import named_columns
 
 _SMALL = 2**16  # entries that take the event loop less than about a millisecond
 _PART_BYTES = 2**18  # of a large answer, sent at once
@@ -91,8 +92,8 @@ async def answer(
 def _columns(manifest: Manifest, values: Mapping[str, Any], main: str) -> dict[str, Array]:
     """Arrays by the names that they have in an Arrow stream; those of a table's rows are its columns'."""
     arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-    arrays |= values.get("scores", {})
-    arrays |= {f"p_value_{name}": value for name, value in values.get("p_values", {}).items()}
+    named = values.get("scores", {})
+    arrays |= named_columns(named, values.get("p_values", {}), named)
     if main not in _INPUTS:
         return arrays
     rows = arrays[main].reshape(len(arrays[main]), -1)

@@ -18,8 +18,7 @@ from service.errors import ModelNotFound, TooLarge, Unprocessable
 from service.metrics import Metrics
 from service.options import ScoreOptions
 from service.row_queue import Array, Arrays
-from service.scorer import score_pass, scoring_key, unpack
-from service.scores import ScoreName
+from service.scorer import chosen_scores, score_pass, scoring_key, unpack
 from service.settings import Settings
 
 
@@ -83,7 +82,7 @@ class Flows:
         noisy = options.dequantization
         num_noise = noisy.samples if noisy else 0
         self.check_rows(len(x) * (1 + num_noise), "rows, dequantization samples counted,")
-        names = self._chosen_scores(manifest, options)
+        names = chosen_scores(manifest, options.scores)
         key = scoring_key(manifest, names, options.reproducible)
         scored = unpack(manifest, key, await self._run(budget, key, x))
         log_likelihood, bits = scored.log_likelihood, scored.bits_per_dim
@@ -161,15 +160,6 @@ class Flows:
         limit = self.settings.max_request_rows
         if num > limit:
             raise TooLarge(f"{num} {what} are over the limit of {limit} a request (GLOW_MAX_REQUEST_ROWS)")
-
-    def _chosen_scores(self, manifest: Manifest, options: ScoreOptions) -> list[ScoreName]:
-        """Resolve ``all``. Raises Unprocessable for a score that the model does not have."""
-        known = manifest.scoring.names
-        wanted = known if options.scores == "all" else options.scores or []
-        for name in wanted:
-            if name not in known:
-                raise Unprocessable(f"scores: model {manifest.name} has no {name!r}; it has {', '.join(known)}")
-        return list(dict.fromkeys(wanted))
 
     def _check_level(self, manifest: Manifest, options: ScoreOptions) -> None:
         """Raise Unprocessable for a level that can flag nothing, or not with the guarantee that is wanted."""

@@ -57,7 +57,8 @@ class Dequantization(BaseModel):
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of the noise.")
 
 
-def _score_names(value: object) -> object:
+def score_names(value: object) -> Literal["all"] | list[ScoreName]:
+    """Read names with commas between them, or a list of them. Raises ValueError."""
     names = value.split(",") if isinstance(value, str) else value
     if names == ["all"]:
         return "all"
@@ -68,7 +69,7 @@ def _score_names(value: object) -> object:
 
 ScoreNames = Annotated[
     Literal["all"] | list[ScoreName],
-    PlainValidator(_score_names),
+    PlainValidator(score_names),
     WithJsonSchema({"type": ["array", "string"], "items": {"enum": [*DEFINITIONS, "all"]}}),
 ]
 

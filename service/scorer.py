@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from service.artifact import Manifest
 from service.engine import Engine, PassKey
+from service.errors import Unprocessable
 from service.row_queue import Array, Arrays
 from service.scores import COMPLEXITY, ScoreName, bits_per_dim, complexity, compute_scores, p_values
 
@@ -22,12 +24,38 @@ class Scored:
     scores: dict[ScoreName, Array]
     p_values: dict[ScoreName, Array]
 
+    def columns(self, default: ScoreName, names: Iterable[ScoreName]) -> dict[str, Array]:
+        """One column for each figure, as a table of answers has them: the default score, and those asked for."""
+        columns = {"log_likelihood": self.log_likelihood, "bits_per_dim": self.bits_per_dim}
+        if default in self.p_values:
+            columns |= {"score": self.scores[default], "p_value": self.p_values[default]}
+        return {**columns, **named_columns(self.scores, self.p_values, names)}
+
+
+def named_columns(
+    scores: Mapping[ScoreName, Array], p_values: Mapping[ScoreName, Array], names: Iterable[ScoreName]
+) -> dict[str, Array]:
+    """Scores and p-values by the names that their columns have."""
+    names = list(names)
+    of_p_values = {f"p_value_{name}": p_values[name] for name in names if name in p_values}
+    return {**{name: scores[name] for name in names}, **of_p_values}
+
 
 def scoring_key(manifest: Manifest, names: Iterable[ScoreName] = (), reproducible: bool = False) -> PassKey:
     """The pass that gives so many of a model's scores; its default one whenever it is calibrated."""
     wanted = {*names, manifest.scoring.default} if manifest.calibration else set(names)
     scores = tuple(name for name in manifest.scoring.names if name in wanted)
     return PassKey(manifest.name, "statistics", reproducible, scores)
+
+
+def chosen_scores(manifest: Manifest, wanted: Literal["all"] | list[ScoreName] | None) -> list[ScoreName]:
+    """Resolve ``all``. Raises Unprocessable for a score that the model does not have."""
+    known = manifest.scoring.names
+    names = known if wanted == "all" else wanted or []
+    for name in names:
+        if name not in known:
+            raise Unprocessable(f"scores: model {manifest.name} has no {name!r}; it has {', '.join(known)}")
+    return list(dict.fromkeys(names))
 
 
 def score_pass(engine: Engine, key: PassKey, rows: Array) -> Arrays:

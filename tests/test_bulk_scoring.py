@@ -472,6 +472,13 @@ def test_a_service_gives_the_answers_of_its_artifact(
     with closing(ServiceTarget(url, "tiny-images")) as target:
         score_file(target, x, tmp_path / "there.npy")
     alike(tmp_path / "there.npy", tmp_path / "here.npy")
+    for scores, number in (("all", 5 + 4), ("typicality,complexity", 2 + 1)):  # with p-values of those with a direction
+        here = EngineTarget(models_dir / "tiny-images.pt", tmp_path, scores, reproducible=True)
+        score_file(here, x, tmp_path / "here.csv")
+        with closing(ServiceTarget(url, "tiny-images", scores, reproducible=True)) as target:
+            score_file(target, x, tmp_path / "there.csv")
+        alike(tmp_path / "there.csv", tmp_path / "here.csv")
+        assert len(read(tmp_path / "here.csv")) == 1 + len(ANSWERS) + number
 
 
 def test_what_a_service_refuses_for_now_or_loses_is_asked_again(
@@ -574,9 +581,11 @@ def test_wrong_use_ends_with_one_line_and_exit_code_2(
         ([models_dir, source, out], "is a folder; expected one artifact or the address of a service"),
         ([source, source, out], "does not end in its checksum"),
         ([artifact, source, out, "--model", "x"], "--model: is for a service; an artifact holds one model"),
+        ([artifact, source, out, "--scores", "best"], "argument --scores: must be 'all' or some of negative_log_l"),
+        ([artifact, source, out, "--scores", "complexity"], "scores: model tiny-table has no 'complexity'; it has"),
         ([artifact, source, out, "--alpha", "2"], "argument --alpha: must be between 0 and 1, got 2"),
         ([artifact, source, out, "--alpha", "0.001"], "alpha must be at least 0.00990099, the smallest p-value of 100"),
-        ([artifact, source, out, "--alpha", "0.1", "--fdr", "0.1"], "alpha and fdr are two ways to flag rows"),
+        ([artifact, source, out, "--alpha", "0.1", "--fdr", "0.1"], "fdr is a way of its own to flag rows"),
         ([artifact, source, out, "--id", "nme"], "has no column 'nme' to identify rows by; it has name, a, b, count"),
         ([artifact, source, tmp_path / "out.npy", "--id", "name"], "out.npy: holds numbers by the row alone"),
         ([artifact, nested, out], "out.csv: cannot hold column 'l', list<"),

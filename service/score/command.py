@@ -26,6 +26,7 @@ from service.cli import Parser, Progress, UsageError, check_output
 from service.files import IMAGE_SUFFIXES, Batch, RowFile, open_rows
 from service.flows import check_level
 from service.machine import peak_bytes
+from service.options import score_names
 from service.score.sinks import SINKS, Sink, check_ids, sink_of
 from service.score.spool import Spool, folder_of, sync_folder
 from service.score.targets import Array, EngineTarget, ServiceTarget, Target
@@ -90,7 +91,7 @@ def score_file(
     there are none. ``options`` are what else the answers depend on. Raises UsageError and ServiceError.
     """
     sink = sink_of(out)
-    check_level(target.signature.name, target.num_calibration, alpha, fdr)
+    check_level(target.signature.name, target.num_calibration, alpha=alpha, fdr=fdr)
     alpha = (target.alpha if alpha is None else alpha) if fdr is None else None
     if ids is None and out.suffix == ".npy":
         ids = []
@@ -273,7 +274,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--alpha", type=_share, help="flag p-values of at most this; the artifact's own")
     parser.add_argument("--fdr", type=_share, help="flag by Benjamini-Hochberg over the whole file instead")
-    parser.add_argument("--scores", nargs="+", metavar="NAME", help="more scores by name, or all")
+    parser.add_argument("--scores", type=_scores, metavar="NAME,...", help="more scores by name, or all")
     parser.add_argument("--reproducible", action="store_true", help="same bits whatever the batches, somewhat slower")
     parser.add_argument("--restart", action="store_true", help="discard what an unfinished run has left")
     parser.add_argument("--json", action="store_true", help="print the closing summary as JSON")
@@ -284,22 +285,19 @@ def main(argv: list[str]) -> None:
         "--patience", type=float, default=600.0, metavar="S", help="seconds to ask again for (%(default)g)"
     )
     args = parser.parse_args(argv)
-    scores = None if args.scores is None else ",".join(args.scores)
     is_url = args.target.startswith(("http://", "https://"))
     check_output(args.out, data=args.source, **({} if is_url else {"artifact": Path(args.target)}))
     sink_of(args.out)
     target: Target
     if is_url:
-        target = ServiceTarget(args.target, args.model, scores, args.reproducible, args.concurrency, args.patience)
+        target = ServiceTarget(args.target, args.model, args.scores, args.reproducible, args.concurrency, args.patience)
     elif args.model is not None:
         raise UsageError("--model: is for a service; an artifact holds one model")
-    elif scores is not None:
-        raise UsageError("--scores: is for a service")
     elif Path(args.target).is_dir():
         raise UsageError(f"{args.target}: is a folder; expected one artifact or the address of a service")
     else:
-        target = EngineTarget(Path(args.target), folder_of(args.out), args.reproducible)
-    options = {"scores": scores or "the default", "reproducible": str(args.reproducible).lower()}
+        target = EngineTarget(Path(args.target), folder_of(args.out), args.scores, args.reproducible)
+    options = {"scores": args.scores or "the default", "reproducible": str(args.reproducible).lower()}
     try:
         with closing(target):
             summary = score_file(
@@ -318,6 +316,14 @@ def main(argv: list[str]) -> None:
     print(json.dumps(asdict(summary)) if args.json else summary)
     if summary.rejected:
         raise SystemExit(SOME_REJECTED)
+
+
+def _scores(text: str) -> str:
+    try:
+        score_names(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def _share(text: str) -> float:

@@ -23,9 +23,10 @@ from pydantic import ValidationError
 from service.artifact import Signature
 from service.cli import UsageError
 from service.codecs import arrow, npy
-from service.engine import Engine, PassKey, choose_device
+from service.engine import Engine, choose_device
 from service.machine import available_cpus
-from service.scores import answers
+from service.options import score_names
+from service.scorer import chosen_scores, score_pass, scoring_key, unpack
 from service.settings import read_settings
 
 RETRIED = (429, 502, 503, 504)  # busy, restarting, too slow
@@ -70,7 +71,7 @@ class EngineTarget(Target):
     Raises ArtifactError.
     """
 
-    def __init__(self, artifact: Path, cache_dir: Path, reproducible: bool = False) -> None:
+    def __init__(self, artifact: Path, cache_dir: Path, scores: str | None = None, reproducible: bool = False) -> None:
         # What the environment says of the server must not stand in the way.
         settings = read_settings(models=[artifact], default_model=None, host="127.0.0.1", workers=1)
         self.concurrency = settings.threads or available_cpus()
@@ -79,18 +80,21 @@ class EngineTarget(Target):
         changes = {"threads": 1, "cache_dir": settings.cache_dir or cache_dir}
         self._engine = Engine(settings.model_copy(update=changes))
         self._manifest = self.signature = self._engine.manifests[self._engine.default]
-        self._call = PassKey(self._manifest.name, "log_prob", reproducible)
-        held_out, calibration = self._manifest.held_out, self._manifest.calibration
+        self._names = chosen_scores(self._manifest, None if scores is None else score_names(scores))
+        self._key = scoring_key(self._manifest, self._names, reproducible)
+        calibration = self._manifest.calibration
         self.alpha = None if calibration is None else calibration.alpha
-        self.num_calibration = None if held_out is None else len(held_out)
-        self.calibration = "none" if held_out is None else hashlib.sha256(held_out.tobytes()).hexdigest()[:12]
+        self.num_calibration = None if calibration is None else calibration.num_rows
+        self.calibration = "none"
+        if calibration is not None:
+            self.calibration = hashlib.sha256(calibration.model_dump_json().encode()).hexdigest()[:12]
 
     def prepare(self) -> None:
-        self._engine.warm_up(reproducible_only=self._call.reproducible)
+        self._engine.warm_up(reproducible_only=self._key.reproducible)
 
     def score(self, rows: Array) -> dict[str, Array]:
-        (log_likelihood,) = self._engine.run(self._call, rows)
-        return {**answers(log_likelihood, self._manifest.num_dims, self._manifest.held_out)}
+        scored = unpack(self._manifest, self._key, score_pass(self._engine, self._key, rows))
+        return scored.columns(self._manifest.scoring.default, self._names)
 
 
 class ServiceTarget(Target):

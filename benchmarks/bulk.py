@@ -1,0 +1,116 @@
+"""How near the engine's pace files are scored: ``python -m benchmarks.bulk``.
+
+``glow-score`` reads a Parquet file of a million of the model's own samples, with a column that identifies them, and
+writes a Parquet file of scores; its rows/s are those from the first row read to the output under its name. The engine
+runs over the same rows in memory, in the two ways it can use the cores: passes as the service would run them, and as
+many passes of one thread at once as there are cores. All take turns; figures are medians.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from benchmarks.arguments import at_least
+from model.cli import Parser, run_command
+from service.engine import Engine, PassKey
+from service.machine import available_cpus, processor
+from service.settings import EMBEDDED_ARTIFACTS, Settings
+
+MODEL = "breast-cancer"
+ARTIFACT = EMBEDDED_ARTIFACTS / f"{MODEL}.pt"
+PART = 2**16  # rows that are drawn and written at once
+STATISTICS = PassKey(MODEL, "statistics")
+
+
+def engine(cache: Path, threads: int) -> Engine:
+    """The engine, warm."""
+    made = Engine(Settings(models=[ARTIFACT], threads=threads, device="cpu", cache_dir=cache))
+    made.warm_up()
+    return made
+
+
+def write_samples(path: Path, num_rows: int, source: Engine) -> np.ndarray:
+    """Draw rows from the model, write them as a table, and return them."""
+    columns = source.manifests[MODEL].columns
+    random, parts = np.random.default_rng(0), []
+    for start in range(0, num_rows, PART):
+        codes = random.standard_normal((min(PART, num_rows - start), len(columns)), np.float32)
+        parts.append(source.run(PassKey(MODEL, "decode"), codes)[0].astype(np.float64))
+    rows = np.concatenate(parts)
+    table = {"patient": np.arange(num_rows)} | {column.name: rows[:, j] for j, column in enumerate(columns)}
+    parquet.write_table(pa.table(table), path, row_group_size=PART)
+    return rows
+
+
+def in_passes_of_one_thread(source: Engine, rows: np.ndarray, batch_rows: int = 4096) -> None:
+    """Run the engine from a thread a core."""
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        starts = range(0, len(rows), batch_rows)
+        list(pool.map(lambda start: source.run(STATISTICS, rows[start : start + batch_rows]), starts))
+
+
+def run_glow_score(source: Path, out: Path, cache: Path) -> dict[str, float]:
+    """Its summary, and the seconds of the whole process."""
+    command = [sys.executable, "-W", "ignore", "-m", "service.score", str(ARTIFACT), str(source), str(out), "--json"]
+    started = time.perf_counter()
+    environment = {**os.environ, "GLOW_CACHE_DIR": str(cache)}
+    done = subprocess.run(command, capture_output=True, check=True, env=environment)
+    return {**json.loads(done.stdout), "whole_seconds": time.perf_counter() - started}
+
+
+def rate(run: Callable[[], object], num_rows: int) -> float:
+    """Rows/s of a run."""
+    started = time.perf_counter()
+    run()
+    return num_rows / (time.perf_counter() - started)
+
+
+def main(argv: list[str]) -> None:
+    """Print one table."""
+    parser = Parser(prog="python -m benchmarks.bulk", description=__doc__)
+    parser.add_argument("--rows", type=at_least(int, 1), default=1_000_000)
+    parser.add_argument("--rounds", type=at_least(int, 1), default=5)
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cache, source, out = folder / "cache", folder / "samples.parquet", folder / "scores.parquet"
+        of_one_thread, as_served = engine(cache, 1), engine(cache, 0)
+        rows = write_samples(source, args.rows, of_one_thread)
+        runs: dict[str, Callable[[], object]] = {
+            "engine, passes as served": lambda: as_served.run(STATISTICS, rows),
+            "engine, passes of one thread": lambda: in_passes_of_one_thread(of_one_thread, rows),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in [*runs, "glow-score"]}
+        summaries = []
+        for _ in range(args.rounds):
+            for name, run in runs.items():
+                rates[name].append(rate(run, len(rows)))
+            summaries.append(run_glow_score(source, out, cache))
+            rates["glow-score"].append(summaries[-1]["rows_per_second"])
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    print("| what | rows/s | share of it that glow-score reaches |\n|---|---|---|")
+    for name, value in medians.items():
+        shares = [mine / its for mine, its in zip(rates["glow-score"], rates[name], strict=True)]
+        print(f"| {name} | {value:,.0f} | {statistics.median(shares):.2f} |")
+    print(
+        f"\n{len(rows):,} rows of {rows.shape[1]} columns, {args.rounds} rounds; the whole command "
+        f"{statistics.median(summary['whole_seconds'] for summary in summaries):.1f} s, peak memory "
+        f"{max(summary['peak_bytes'] for summary in summaries) / 1e6:.0f} MB\n{processor()}, {available_cpus()} cores"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
