@@ -79,6 +79,8 @@ class Spool(AbstractContextManager["Spool"]):
             return self._state
         except ValidationError:
             raise UsageError(f"{path}: is damaged; --restart begins afresh") from None
+        if not state.rows:  # nothing is lost with it
+            return self._state
         changed = [name for name in {**run, **state.run} if run.get(name) != state.run.get(name)]
         if changed:
             differences = "; ".join(
