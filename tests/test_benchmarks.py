@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.corruptions import corruptions
 from benchmarks.why_a_flow.__main__ import main
 from benchmarks.why_a_flow.autoregressive import ORDERS, PixelCNN
 from benchmarks.why_a_flow.logistics import NUM_COMPONENTS, LogisticMixture, log_mass
@@ -24,6 +25,16 @@ RANKS = {  # when each pixel is read
     "rows reversed": POSITIONS[::-1].reshape(ROWS, COLUMNS),
     "columns reversed": POSITIONS[::-1].reshape(COLUMNS, ROWS).T,
 }
+
+
+def test_every_corruption_changes_images_and_leaves_their_shape() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 28, 28), np.uint8)
+    made = corruptions(images)
+    assert len(made) == 19
+    for name, other in made.items():
+        assert (other.shape, other.dtype) == (images.shape, np.uint8), name
+        assert (other != images).any((1, 2, 3)).all(), name
+        np.testing.assert_array_equal(other, corruptions(images)[name])
 
 
 def seeded(seed: int = 0) -> torch.Generator:
