@@ -16,7 +16,9 @@ from model.export import export
 from model.glow import Glow
 from model.recipe import Recipe, Splits, parse_recipe
 from model.trainer import Trainer
+from service import files
 from service.app import create_app
+from service.score import command
 from service.settings import Settings
 
 torch.set_num_threads(1)  # the suite runs in parallel processes
@@ -126,6 +128,13 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read and written in many pieces."""
+    monkeypatch.setattr(files, "_BATCH_ROWS", 16)
+    monkeypatch.setattr(command, "PART_ROWS", 50)
 
 
 @pytest.fixture(scope="session")
