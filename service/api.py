@@ -135,6 +135,20 @@ async def example(request: Request, name: str) -> Response:
     return await answer(call, answer_format, manifest, {"inputs": x}, "inputs")
 
 
+@router.get("/models/{name}/drift", **routes.DRIFT)
+async def drift(request: Request, name: str) -> Response:
+    """Whether the rows that /log-likelihood scored still come from where the model's calibration rows came from."""
+    return _drift(request, name)
+
+
+@router.post("/models/{name}/drift/reset", **routes.DRIFT)
+async def reset_drift(request: Request, name: str) -> Response:
+    """Watch a model's drift anew, after a recalibration elsewhere or a cause found: the answer is that of no row."""
+    flows = flows_of(request)
+    flows.drift(flows.manifest(name)).reset()
+    return _drift(request, name)
+
+
 @router.get("/livez", **routes.LIVEZ)
 async def livez() -> Response:
     """The process runs."""
@@ -187,6 +201,13 @@ def _public(manifest: Manifest, fields: tuple[str, ...]) -> dict[str, Any]:
             "rows": calibration.num_rows,
         }
     return values
+
+
+def _drift(request: Request, name: str) -> Response:
+    flows = flows_of(request)
+    manifest = flows.manifest(name)
+    reading = flows.drift(manifest).read().model_dump(mode="json", exclude_none=True)
+    return json_answer({"model": name, "version": manifest.version, **reading})
 
 
 async def _read_rows(

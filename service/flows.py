@@ -13,9 +13,10 @@ import numpy as np
 from service import noise, scores
 from service.artifact import ArtifactError, Calibration, Manifest
 from service.batcher import Batcher, Pass
+from service.drift import Drift
 from service.engine import Engine, PassKey
 from service.errors import ModelNotFound, TooLarge, Unprocessable
-from service.metrics import Metrics
+from service.metrics import Metrics, shared_folder
 from service.options import ScoreOptions
 from service.row_queue import Array, Arrays
 from service.scorer import chosen_scores, score_pass, scoring_key, unpack
@@ -45,6 +46,7 @@ class Flows:
         _check_setting(settings, self.manifests)
         self._engine = engine
         self._metrics = metrics
+        self._drifts = metrics.drifts = _watch(engine.manifests, settings)
         self._batcher: Batcher[PassKey] = Batcher(
             self._compute, engine.room, settings.max_queue_rows, prepare=engine.warm_up, observe=self._observe
         )
@@ -68,6 +70,15 @@ class Flows:
             return self.manifests[self.default if name is None else name]
         except KeyError:
             raise ModelNotFound(f"no model {str(name)[:100]!r}; served are {', '.join(self.manifests)}") from None
+
+    def drift(self, manifest: Manifest) -> Drift:
+        """What watches the scores of a model. Raises Unprocessable for one that is not calibrated."""
+        try:
+            return self._drifts[manifest.name]
+        except KeyError:
+            raise Unprocessable(
+                f"model {manifest.name} is not calibrated, so there is nothing that its rows could have drifted from"
+            ) from None
 
     async def score(self, budget: Budget, manifest: Manifest, x: Array, options: ScoreOptions) -> dict[str, Any]:
         """``log_likelihood``, ``bits_per_dim`` and, calibrated, ``score``, ``p_value``, ``is_anomaly`` and ``alpha``.
@@ -95,6 +106,7 @@ class Flows:
         if manifest.calibration is not None:
             default = manifest.scoring.default
             p_value = scored.p_values[default]
+            self._drifts[manifest.name].add(scored.scores[default])
             values |= {"score": scored.scores[default], "p_value": p_value}
             values |= await self._flag(p_value, manifest.calibration, options)
         if names:
@@ -206,6 +218,22 @@ def _check_setting(settings: Settings, manifests: dict[str, Manifest]) -> None:
                 f"GLOW_ALPHA is {settings.alpha}, but must be at least {smallest:.6g}, the smallest p-value of "
                 f"{manifest.name}"
             )
+
+
+def _watch(manifests: dict[str, Manifest], settings: Settings) -> dict[str, Drift]:
+    """A watch for the drift of each model that is calibrated, shared by all workers."""
+    folder = shared_folder()
+    return {
+        name: Drift(
+            name,
+            manifest.calibration.arrays[manifest.scoring.default],
+            settings.drift_delta,
+            settings.drift_window,
+            None if folder is None else folder / f"drift-{name}",
+        )
+        for name, manifest in manifests.items()
+        if manifest.calibration is not None
+    }
 
 
 def _dequantize(x: Array, manifest: Manifest, num_noise: int, seed: int) -> Array:

@@ -6,14 +6,18 @@ Several workers of one host keep their figures in files of ``PROMETHEUS_MULTIPRO
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 from service.batcher import Pass
+from service.drift import Drift
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PHASES = ("read", "queue", "compute", "rest")
@@ -21,10 +25,17 @@ _SECONDS = [0.0005 * 2**power for power in range(18)]  # 0.5 ms to 66 s
 _ROWS = [2**power for power in range(17)]
 
 
+def shared_folder() -> Path | None:
+    """Where the workers of one host keep what they share; None for the only one."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return None if folder is None else Path(folder)
+
+
 class Metrics:
-    """Counts of one process, and their text."""
+    """Counts of one process, and their text; ``drifts`` are the watches of models, by name."""
 
     def __init__(self) -> None:
+        self.drifts: Mapping[str, Drift] = {}
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "glow_requests", "Requests answered.", ["route", "model", "status"], registry=self._registry
@@ -107,13 +118,50 @@ class Metrics:
 
     def text(self) -> bytes:
         """All figures, of all workers, in the text format of Prometheus."""
-        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-        if folder is None:
-            return generate_latest(self._registry)
-        for path in Path(folder).glob("gauge_live*.db"):
-            pid = int(path.stem.rpartition("_")[2])
-            if not Path(f"/proc/{pid}").exists():
-                mark_process_dead(pid, folder)  # type: ignore[no-untyped-call]
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+        folder = shared_folder()
+        registry = self._registry
+        if folder is not None:
+            for path in folder.glob("gauge_live*.db"):
+                pid = int(path.stem.rpartition("_")[2])
+                if not Path(f"/proc/{pid}").exists():
+                    mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
+        drifts = CollectorRegistry()
+        drifts.register(_DriftCollector(self.drifts))
+        return generate_latest(registry) + generate_latest(drifts)
+
+
+class _DriftCollector(Collector):
+    """Reads the watches when asked; workers share them, so that each tells the figures of all."""
+
+    def __init__(self, drifts: Mapping[str, Drift]) -> None:
+        self._drifts = drifts
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        def gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+            return GaugeMetricFamily(f"glow_drift_{name}", text, labels=["model", *labels])
+
+        rows = gauge("rows", "Rows scored since the watch of drift began.")
+        since = gauge("since_seconds", "When it began: seconds since 1970.")
+        log_e_value = gauge("log_e_value", "Log of the wealth of bets on higher or on lower scores, nats.", "tail")
+        alarm = gauge("alarm", "Whether that ever was log(2 / GLOW_DRIFT_DELTA) or more.", "tail")
+        ks = gauge("ks", "Kolmogorov-Smirnov statistic of the last rows and the calibration rows.")
+        ks_p_value = gauge("ks_p_value", "Its p-value, of this one look.")
+        mean_p_value = gauge("mean_p_value", "Mean p-value of the last rows; 0.5 without drift.")
+        for model, drift in self._drifts.items():
+            reading = drift.read()
+            rows.add_metric([model], reading.rows)
+            since.add_metric([model], reading.since.timestamp())
+            for tail, one in reading.tails.items():
+                log_e_value.add_metric([model, tail], one.log_e_value)
+                alarm.add_metric([model, tail], float(one.alarm_row is not None))
+            window = reading.window
+            for family, value in (
+                (ks, window.ks),
+                (ks_p_value, window.ks_p_value),
+                (mean_p_value, window.mean_p_value),
+            ):
+                if value is not None:
+                    family.add_metric([model], value)
+        yield from (rows, since, log_e_value, alarm, ks, ks_p_value, mean_p_value)

@@ -79,6 +79,12 @@ class Settings(BaseSettings):
         description="Seconds from a request's arrival to its answer, else 504; callers may ask for fewer.",
     )
     keep_alive_s: int = Field(75, ge=1, le=3600, description="Seconds that a connection may be idle.")
+    drift_delta: float = Field(
+        0.01, gt=0, lt=1, description="Probability that a model's drift watch ever raises a false alarm."
+    )
+    drift_window: int = Field(
+        1000, ge=1, le=100_000, description="Last rows of a model that are compared with its calibration rows."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log record written."
     )

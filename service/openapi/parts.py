@@ -35,7 +35,7 @@ class Route(TypedDict):
 
 
 def options_schema(options: type[BaseModel]) -> dict[str, Schema]:
-    """Schema of each option as a member of a JSON body."""
+    """Schema of each option as a member of a JSON body, or of each member of an answer."""
     schema = options.model_json_schema()
     definitions = schema.get("$defs", {})
     return {name: _inline(value, definitions) for name, value in schema["properties"].items()}

@@ -6,7 +6,7 @@ and its options are taken from service.options, which is also what validates the
 
 from __future__ import annotations
 
-from service import errors
+from service import drift, errors
 from service.codecs import arrow, image, json_body, npy
 from service.openapi.parts import (
     BODY_ERRORS,
@@ -173,6 +173,15 @@ EXAMPLE = route(
     },
     [errors.BadRequest, errors.NotAcceptable, errors.Unprocessable, *MODEL_ERRORS],
     [*query_parameters(ExampleOptions), TIMEOUT],
+)
+DRIFT = route(
+    answer_json(
+        options_schema(drift.Reading),
+        [name for name, field in drift.Reading.model_fields.items() if field.is_required()],
+        drift.EXAMPLE.model_dump(mode="json", exclude_none=True),
+    ),
+    [errors.Unprocessable, *MODEL_ERRORS],
+    [],
 )
 LIVEZ = route(_STATUS, [], [])
 READYZ = route(_STATUS, READY_ERRORS, [])
