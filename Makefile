@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: serve test check format artifacts bench-engine bench-engine-cuda bench-conditioners bench-plane bench-adbench bench-why \
-    bench-anomalies bench-bulk bench-drift bench-json bench-serving bench-overload bench-idle clean
+    bench-anomalies bench-bulk bench-drift bench-explanations bench-json bench-serving bench-overload bench-idle clean
 
 serve: $(VENV)/.serve
 	GLOW_CACHE_DIR=$${GLOW_CACHE_DIR-.cache} $(BIN)/python -m service --port $(PORT)
@@ -64,6 +64,9 @@ bench-json: $(VENV)/.test
 # About 5 minutes on one core.
 bench-drift: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.drift
+
+bench-explanations: $(VENV)/.test
+	$(BIN)/python -m benchmarks.explanations
 
 # A flow beside three other kinds of model: about 40 minutes on one core, on Fashion-MNIST where DATA holds it.
 bench-why: $(VENV)/.test

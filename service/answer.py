@@ -54,15 +54,28 @@ class Parts(Response):
                 await send({"type": "http.response.body", "body": b""})
 
 
+def formats_of_arrays(picture: bool = False) -> tuple[Format, ...]:
+    """Formats of an answer, which may be a picture or not."""
+    return ("json", "npy", "arrow", "png") if picture else ("json", "npy", "arrow")
+
+
 def formats_of_inputs(manifest: Manifest) -> tuple[Format, ...]:
     """Formats of an answer that holds inputs of a model."""
-    return ("json", "npy", "arrow", "png") if manifest.is_picture else ("json", "npy", "arrow")
+    return formats_of_arrays(manifest.is_picture)
 
 
 async def answer(
-    call: Call, answer_format: Format, manifest: Manifest, values: Mapping[str, Any], main: str
+    call: Call,
+    answer_format: Format,
+    manifest: Manifest,
+    values: Mapping[str, Any],
+    main: str,
+    draw: Callable[[Array, tuple[float, float]], bytes] | None = None,
 ) -> Response:
-    """Write an answer: all values as JSON, all arrays as Arrow, or the main array alone, with the rest in headers."""
+    """Write an answer: all values as JSON, all arrays as Arrow, or the main array alone, with the rest in headers.
+
+    ``draw`` makes another PNG of the main array and the model's value range than a grid of images.
+    """
     array: Array = np.asarray(values[main])
     seconds = call.settings.deadline_s
     if answer_format == "json":
@@ -84,8 +97,11 @@ async def answer(
         return Parts(arrow.write_parts(_columns(manifest, values, main), about), media_type, headers, seconds)
     if answer_format == "npy":
         return Parts(npy.write_parts(array), media_type, headers, seconds)
-    assert manifest.value_range is not None  # formats_of_inputs offers PNG for images alone
-    content = await _off_loop(array.size, image.write_grid, array, manifest.value_range)
+    assert manifest.value_range is not None  # PNG is offered for images alone
+    if draw is not None:
+        content = await asyncio.to_thread(draw, array, manifest.value_range)
+    else:
+        content = await _off_loop(array.size, image.write_grid, array, manifest.value_range)
     return Response(content, media_type=media_type, headers=headers)
 
 

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from service import noise
-from service.answer import answer, formats_of_inputs, json_answer
+from service.answer import answer, formats_of_arrays, formats_of_inputs, json_answer
 from service.artifact import Manifest
 from service.call import Body, Call, flows_of
 from service.codecs import arrow, image, json_body, npy
@@ -41,11 +41,19 @@ router = APIRouter()
 
 @router.post("/log-likelihood", **routes.LOG_LIKELIHOOD)
 async def log_likelihood(call: Call) -> Response:
-    """Log-likelihood of each input in nats and bits per dimension and, calibrated, its anomaly score and p-value."""
+    """Log-likelihood of each input in nats and bits per dimension and, calibrated, its anomaly score and p-value.
+
+    With `explain`, also what each pixel or column contributes to it.
+    """
     manifest, options, rows = await _read_rows(call, ScoreOptions, "inputs")
-    answer_format = choose_format(call.header("accept"), options.format, ("json", "npy", "arrow"))
+    formats = formats_of_arrays(picture=options.explain and manifest.kind == "image")
+    answer_format = choose_format(call.header("accept"), options.format, formats)
+    if answer_format == "png":
+        image.check_overlays(rows.shape)
     values = await call.flows.score(call.budget, manifest, rows, options)
-    return await answer(call, answer_format, manifest, values, "log_likelihood")
+    if not options.explain:
+        return await answer(call, answer_format, manifest, values, "log_likelihood")
+    return await answer(call, answer_format, manifest, values, "contributions", partial(image.write_overlays, rows))
 
 
 @router.post("/encode", **routes.ENCODE)

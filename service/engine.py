@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from service.artifact import OPERATIONS, ArtifactError, Manifest, Operation, open_artifact
+from service.artifact import ArtifactError, Manifest, Operation, open_artifact
 from service.errors import OutOfMemory
 from service.machine import available_cpus, is_out_of_memory, keep_freed_memory
 from service.plans import Schedule, locked, schedules_of, warm_up
@@ -100,7 +100,7 @@ class Engine:
         for done, (name, runner) in enumerate(self._runners.items()):
             with locked(settings.cache_dir):
                 canonical = self._canonical[name] = self._choose_canonical(runner)
-            passes = {(operation, canonical.rows, canonical.plan) for operation in OPERATIONS}
+            passes = {(operation, canonical.rows, canonical.plan) for operation in runner.manifest.operations}
             if reproducible_only:
                 runner.keep(passes)
                 continue
@@ -119,7 +119,7 @@ class Engine:
 
         The rest is better off with what comes meanwhile. Reproducible passes are of one size; a call has some of them.
         """
-        schedule = self._schedules[call.model, call.operation]
+        schedule = self._schedules[call.model, "statistics" if call.operation == "log_prob_map" else call.operation]
         if not call.reproducible:
             return Room(schedule.begin(waiting), schedule.brief)
         canonical = self._canonical[call.model].rows
@@ -128,6 +128,7 @@ class Engine:
     def run(self, call: PassKey, rows: Array) -> tuple[Array, ...]:
         """One operation over any number of rows: statistics -> ((B, S),), encode -> (z, log_prob), decode -> (x,).
 
+        log_prob_map -> (map,), (B, H, W) of an image model, has no schedule of its own: it is always reproducible.
         A pass that does not fit into memory is tried once more, in halves where the answer need not be reproducible.
         Raises OutOfMemory where that does not fit either; smaller requests are then still answered.
         """
@@ -176,7 +177,7 @@ class Engine:
         manifest, faults = runner.manifest, []
         for form in CANONICAL_FORMS[self.device.type]:
             canonical = Canonical(CANONICAL_ROWS[manifest.kind], Plan(form, self._threads))
-            passes = [(operation, num_rows) for operation in OPERATIONS for num_rows in (1, canonical.rows)]
+            passes = [(operation, num_rows) for operation in manifest.operations for num_rows in (1, canonical.rows)]
             fault = next(filter(None, (warm_up(runner, what, canonical.plan, rows) for what, rows in passes)), None)
             if fault is None:
                 return canonical

@@ -6,11 +6,12 @@ import asyncio
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from service import noise, scores
+from service import explanations, noise, scores
 from service.artifact import ArtifactError, Calibration, Manifest
 from service.batcher import Batcher, Pass
 from service.drift import Drift
@@ -21,6 +22,8 @@ from service.options import ScoreOptions
 from service.row_queue import Array, Arrays
 from service.scorer import chosen_scores, score_pass, scoring_key, unpack
 from service.settings import Settings
+
+_BLOCK_ROWS = 1024  # of an explanation, that wait for the engine at a time
 
 
 @dataclass(slots=True)
@@ -47,6 +50,7 @@ class Flows:
         self._engine = engine
         self._metrics = metrics
         self._drifts = metrics.drifts = _watch(engine.manifests, settings)
+        self._alternatives: dict[str, Array] = {}  # what explanations try, by model
         self._batcher: Batcher[PassKey] = Batcher(
             self._compute, engine.room, settings.max_queue_rows, prepare=engine.warm_up, observe=self._observe
         )
@@ -91,15 +95,20 @@ class Flows:
         """
         self._check_level(manifest, options)
         noisy = options.dequantization
+        if options.explain:
+            if noisy:
+                raise Unprocessable("explain and dequantization exclude each other: noise has no contributions")
+            self._check_explanations(manifest, len(x))
+        reproducible = options.reproducible or options.explain
         num_noise = noisy.samples if noisy else 0
         self.check_rows(len(x) * (1 + num_noise), "rows, dequantization samples counted,")
         names = chosen_scores(manifest, options.scores)
-        key = scoring_key(manifest, names, options.reproducible)
+        key = scoring_key(manifest, names, reproducible)
         scored = unpack(manifest, key, await self._run(budget, key, x))
         log_likelihood, bits = scored.log_likelihood, scored.bits_per_dim
         if noisy:
             copies = await asyncio.to_thread(_dequantize, x, manifest, noisy.samples, noisy.seed)
-            of_copies = await self.log_likelihood(budget, manifest, copies, options.reproducible)
+            of_copies = await self.log_likelihood(budget, manifest, copies, reproducible)
             log_likelihood = scores.log_mean_exp(of_copies.reshape(len(x), noisy.samples))
             bits = scores.bits_per_dim(log_likelihood, manifest.num_dims)
         values: dict[str, Any] = {"log_likelihood": log_likelihood, "bits_per_dim": bits}
@@ -113,6 +122,8 @@ class Flows:
             values["scores"] = {name: scored.scores[name] for name in names}
             if manifest.calibration is not None:
                 values["p_values"] = {name: scored.p_values[name] for name in names if name in scored.p_values}
+        if options.explain:
+            values["contributions"] = await self._explain(budget, manifest, x, log_likelihood)
         return values
 
     async def _flag(self, p_value: Array, calibration: Calibration, options: ScoreOptions) -> dict[str, Any]:
@@ -151,6 +162,26 @@ class Flows:
         log_likelihood, *_ = await self._run(budget, PassKey(manifest.name, "statistics", reproducible), x)
         return log_likelihood
 
+    async def _explain(self, budget: Budget, manifest: Manifest, x: Array, log_likelihood: Array) -> Array:
+        """Nats that sum to -log p(x), the reproducible one: by pixel (B, H, W), or by column (B, D) of a table.
+
+        Always in reproducible passes: a row's explanation does not depend on its neighbours.
+        """
+        if manifest.kind == "image":
+            (log_prob_map,) = await self._run(budget, PassKey(manifest.name, "log_prob_map", True), x)
+            return -log_prob_map
+        if manifest.name not in self._alternatives:
+            eps = await asyncio.to_thread(noise.latent_noise, 0, explanations.NUM_DRAWS, manifest.num_dims)
+            (draws,) = await self._run(budget, PassKey(manifest.name, "decode", True), eps)
+            self._alternatives[manifest.name] = explanations.alternatives(draws, manifest)
+        return await explanations.explain(
+            x,
+            log_likelihood,
+            self._alternatives[manifest.name],
+            partial(self.log_likelihood, budget, manifest, reproducible=True),
+            min(_BLOCK_ROWS, self.settings.max_queue_rows),
+        )
+
     async def _run(self, budget: Budget, key: PassKey, rows: Array) -> Arrays:
         patience_s = min(budget.deadline - time.perf_counter(), self.settings.max_wait_s)
         if budget.compute_s:  # what has been computed for it must not have been in vain
@@ -172,6 +203,15 @@ class Flows:
         limit = self.settings.max_request_rows
         if num > limit:
             raise TooLarge(f"{num} {what} are over the limit of {limit} a request (GLOW_MAX_REQUEST_ROWS)")
+
+    def _check_explanations(self, manifest: Manifest, num: int) -> None:
+        """Raise TooLarge where explaining so many rows runs more rows through the model than one request may."""
+        limit, each = self.settings.max_explanation_rows, explanations.num_passes(manifest)
+        if num * each > limit:
+            raise TooLarge(
+                f"to explain {num} rows, {num * each} go through {manifest.name}, {each} each; over the limit of "
+                f"{limit} a request (GLOW_MAX_EXPLANATION_ROWS)"
+            )
 
     def _check_level(self, manifest: Manifest, options: ScoreOptions) -> None:
         """Raise Unprocessable for a level that can flag nothing, or not with the guarantee that is wanted."""

@@ -74,7 +74,7 @@ ScoreNames = Annotated[
 ]
 
 
-class ScoreOptions(EncodeOptions):
+class ScoreOptions(RowOptions):
     """Options of /log-likelihood."""
 
     alpha: float | None = Field(
@@ -98,6 +98,10 @@ class ScoreOptions(EncodeOptions):
     dequantization: Dequantization | None = Field(
         None,
         description="Average the likelihood over uniform noise on whole numbers; score and p-value are not affected.",
+    )
+    explain: bool = Field(
+        False,
+        description="Add contributions, nats that sum to -log_likelihood, by pixel or by column; implies reproducible.",
     )
 
 

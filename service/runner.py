@@ -58,7 +58,7 @@ class Runner:
         self._graphs: dict[tuple[Operation, int], _Graph] = {}
 
     def run(self, operation: Operation, plan: Plan, rows: Array) -> tuple[Array, ...]:
-        """One forward pass: statistics -> ((B, S),), encode -> (z, log_prob), decode -> (x,)."""
+        """A pass: statistics -> ((B, S),), encode -> (z, log_prob), decode -> (x,), log_prob_map -> (map,)."""
         with torch.inference_mode():
             if self.device.type == "cpu":
                 if torch.get_num_threads() != plan.threads:

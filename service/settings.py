@@ -61,6 +61,11 @@ class Settings(BaseSettings):
         description="Rows of one forward pass, at most; reproducible ones have 16 images or 256 vectors.",
     )
     max_request_rows: int = Field(4096, ge=1, description="Rows of one request, dequantization samples counted.")
+    max_explanation_rows: int = Field(
+        65536,
+        ge=1,
+        description="Rows that explaining one request runs through the model: 1 an image, 12 D a row of D columns.",
+    )
     max_queue_rows: int = Field(32768, ge=1, description="Rows waiting for the engine before requests get 429.")
     max_wait_s: float = Field(
         10.0,

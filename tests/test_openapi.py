@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 JSON = "application/json"
-OPTIONS = ["model", "alpha", "fdr", "guarantee", "scores", "dequantization", "reproducible", "format"]
+OPTIONS = ["model", "alpha", "fdr", "guarantee", "scores", "dequantization", "explain", "reproducible", "format"]
 
 
 @pytest_asyncio.fixture(scope="session")

@@ -24,7 +24,7 @@ import torch
 from pydantic import ValidationError
 
 from service.artifact.golden import golden_fault, golden_rows
-from service.artifact.manifest import OPERATIONS, Manifest, Operation
+from service.artifact.manifest import Manifest, Operation
 from service.artifact.torchscript import Program, load
 from service.scores import codec_bytes
 
@@ -140,14 +140,14 @@ def check_golden(artifact: Artifact, origin: str) -> None:
     outputs: dict[Operation, list[npt.NDArray[Any]]] = {}
     try:
         with torch.inference_mode():
-            for operation in OPERATIONS:
+            for operation in manifest.operations:
                 answer = getattr(artifact.program, operation)(torch.from_numpy(golden_rows(manifest, operation)))
                 outputs[operation] = [part.numpy() for part in (answer if isinstance(answer, tuple) else (answer,))]
     except RuntimeError as error:
         raise ArtifactError(
             f"{origin}: golden case: the program fails on inputs of shape {list(manifest.shape)}"
         ) from error
-    for operation in OPERATIONS:
+    for operation in manifest.operations:
         if fault := golden_fault(manifest, operation, outputs[operation]):
             raise ArtifactError(f"{origin}: golden case: {fault}")
     codec = manifest.scoring.codec

@@ -43,11 +43,18 @@ def golden_fault(manifest: Manifest, operation: Operation, outputs: Sequence[Arr
     expected = np.asarray(golden.statistics)
     if operation == "statistics" and outputs[0].shape[1:] != expected.shape[1:]:
         return f"statistics are {outputs[0].shape[1]}, not {manifest.statistics}"
-    columns = outputs[0].T if operation == "statistics" else outputs[1:]  # encode answers log_prob beside its codes
+    columns = _columns(operation, outputs)
     for name, values, wanted in zip(manifest.statistics, columns, expected.T, strict=False):
         if not within_tolerance(values, np.resize(wanted, num_rows)):
             return f"{name} is {values[: len(wanted)].tolist()}, expected {wanted.tolist()}"
     return None
+
+
+def _columns(operation: Operation, outputs: Sequence[Array]) -> Sequence[Array]:
+    """What of the golden statistics an operation's outputs give, log_prob first."""
+    if operation == "statistics":
+        return list(outputs[0].T)
+    return [outputs[0].sum((1, 2))] if operation == "log_prob_map" else outputs[1:]
 
 
 def _far(what: str, errors: Array) -> str | None:

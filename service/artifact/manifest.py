@@ -14,14 +14,19 @@ from service.columns import Column
 from service.scores import CALIBRATED, COMPLEXITY, LOG_PROB, FloatArray, ScoreName, Scoring, smallest_p_value
 
 Kind = Literal["image", "vector"]
-Operation = Literal["statistics", "encode", "decode"]  # statistics has the log-likelihood in its first column
-OPERATIONS: tuple[Operation, ...] = ("statistics", "encode", "decode")
+# statistics has the log-likelihood in its first column, and log_prob_map, of images, what it is by pixel
+Operation = Literal["statistics", "encode", "decode", "log_prob_map"]
+OPERATIONS: tuple[Operation, ...] = ("statistics", "encode", "decode")  # of every model
+
+
+def operations_of(kind: Kind) -> tuple[Operation, ...]:
+    """What is asked of a model."""
+    return (*OPERATIONS, "log_prob_map") if kind == "image" else OPERATIONS
 
 
 def methods_of(kind: Kind) -> list[str]:
     """What the program of an artifact must offer."""
-    methods = [*OPERATIONS, "log_prob"]
-    return [*methods, "log_prob_map"] if kind == "image" else methods
+    return [*operations_of(kind), "log_prob"]
 
 
 class _Part(BaseModel):
@@ -215,6 +220,11 @@ class Manifest(Signature):
     def unit(self) -> npt.NDArray[np.float64]:
         """What errors of inputs are measured in: one pixel value, or the scale of each column."""
         return np.array([column.scale for column in self.columns]) if self.columns else np.ones(())
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """What is asked of the model."""
+        return operations_of(self.kind)
 
     @property
     def methods(self) -> list[str]:

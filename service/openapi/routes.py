@@ -9,6 +9,7 @@ from __future__ import annotations
 from service import drift, errors
 from service.codecs import arrow, image, json_body, npy
 from service.openapi.parts import (
+    BINARY,
     BODY_ERRORS,
     INPUTS,
     LATENTS,
@@ -17,6 +18,7 @@ from service.openapi.parts import (
     NUMBERS,
     READY_ERRORS,
     TIMEOUT,
+    Schema,
     answer_json,
     binary_answers,
     json_content,
@@ -29,6 +31,19 @@ from service.openapi.parts import (
 from service.options import EncodeOptions, ExampleOptions, RowOptions, SampleOptions, ScoreOptions
 from service.scores import CALIBRATED, DEFINITIONS
 
+_CONTRIBUTIONS: Schema = {
+    "type": "array",
+    "items": {"type": "array"},
+    "description": "Given explain: nats that sum to -log_likelihood over each input; higher is less likely. Of images "
+    "(B, H, W), by pixel, summed over channels. Of tables (B, D), in the order of the model's `columns`: what another "
+    "value of that column alone takes off -log_likelihood, and an equal share of what remains. They tell where the "
+    "model finds an input unlikely, not what caused it. As npy, the answer is this array.",
+}
+_OVERLAYS: Schema = {
+    **BINARY,
+    "description": "Given explain, of images: a grid of the inputs, grey and enlarged, and over them their "
+    "contributions in colour, brighter being higher, on one scale from the median of all to their quantile 0.995.",
+}
 LOG_LIKELIHOOD = route(
     {
         **answer_json(
@@ -48,6 +63,7 @@ LOG_LIKELIHOOD = route(
                 },
                 "alpha": {"type": "number", "description": "Unless fdr is given."},
                 "fdr": {"type": "number", "description": "Where it is given."},
+                "contributions": _CONTRIBUTIONS,
                 "scores": {
                     "type": "object",
                     "description": "Those asked for.",
@@ -74,9 +90,11 @@ LOG_LIKELIHOOD = route(
                 "alpha": 0.01,
                 "scores": {"typicality": [45.5]},
                 "p_values": {"typicality": [0.4]},
+                "contributions": [[[1480.0, 20.25]]],
             },
         ),
         **binary_answers(npy.MEDIA_TYPE, arrow.MEDIA_TYPE),
+        image.MEDIA_TYPES[0]: {"schema": _OVERLAYS},
     },
     BODY_ERRORS,
     [*query_parameters(ScoreOptions), TIMEOUT],

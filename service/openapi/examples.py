@@ -1,0 +1,42 @@
+"""Example bodies of the OpenAPI document, made from what is served: each can be sent as it is."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+
+from service.artifact import Manifest
+from service.codecs import image
+
+Body = dict[str, Any]
+_LATENT = 0.0  # the mode of the latent density
+
+
+def examples_of(manifests: dict[str, Manifest]) -> dict[str, dict[str, Body]]:
+    """JSON bodies by path and name, at least one of each model."""
+    inputs = {name: _inputs(manifest) for name, manifest in manifests.items()}
+    explained = {f"{name} explained": {**body, "explain": True} for name, body in inputs.items()}
+    return {
+        "/log-likelihood": {**inputs, **explained},
+        "/encode": inputs,
+        "/decode": {name: _latents(manifest) for name, manifest in manifests.items()},
+        "/sample": {name: {"model": name, "n": 4, "seed": 7} for name in manifests},
+    }
+
+
+def _inputs(manifest: Manifest) -> Body:
+    row = np.asarray(manifest.golden.inputs[:1])
+    if manifest.value_range is not None and manifest.is_picture:
+        png = image.write_grid(row.reshape(1, *manifest.shape), manifest.value_range)
+        return {"model": manifest.name, "inputs": [base64.b64encode(png).decode()]}
+    if manifest.kind == "image":
+        return {"model": manifest.name, "inputs": row.tolist()}
+    values = zip(manifest.columns, row[0].tolist(), strict=True)
+    record = {column.name: column.categories[int(value)] if column.categories else value for column, value in values}
+    return {"model": manifest.name, "inputs": [record]}
+
+
+def _latents(manifest: Manifest) -> Body:
+    return {"model": manifest.name, "latents": [[_LATENT] * manifest.num_dims]}
