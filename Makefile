@@ -8,7 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: serve test check format artifacts bench-engine bench-engine-cuda bench-conditioners bench-plane bench-adbench bench-why \
-    bench-anomalies bench-bulk bench-drift bench-explanations bench-json bench-serving bench-overload bench-idle clean
+    bench-anomalies bench-bulk bench-drift bench-explanations bench-false-alarms bench-fold-calibration bench-json bench-serving \
+    bench-overload bench-idle clean
 
 serve: $(VENV)/.serve
 	GLOW_CACHE_DIR=$${GLOW_CACHE_DIR-.cache} $(BIN)/python -m service --port $(PORT)
@@ -57,6 +58,11 @@ bench-adbench: $(VENV)/.test
 
 bench-bulk: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.bulk
+bench-false-alarms: $(VENV)/.test
+	$(BIN)/python -W ignore -m benchmarks.false_alarms --data-dir $(DATA)
+
+bench-fold-calibration: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.fold_calibration
 
 bench-json: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.json_parsing

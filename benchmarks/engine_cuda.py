@@ -16,9 +16,8 @@ from benchmarks.timing import interleaved
 from model.cli import Parser, UsageError, run_command
 from model.fold import fold, statistics_names
 from model.glow import Glow, GlowConfig, build_glow
-from service.artifact import Artifact, Golden, LatentPart, Manifest, compile_module, methods_of
+from service.artifact import Artifact, Golden, LatentPart, Manifest, Scoring, compile_module, methods_of
 from service.runner import Plan, Runner
-from service.scores import Scoring
 
 SHAPE = (3, 32, 32)
 CONFIG = GlowConfig(num_levels=3, num_steps=32, width=512)

@@ -6,7 +6,8 @@ import warnings
 
 import numpy as np
 
-from service.scores import COMPLEXITY, LOG_PROB, Codec, Density, FloatArray, Mixture, ScoreName, Scoring
+from service.artifact import Density, Mixture, Scoring
+from service.scores import COMPLEXITY, LOG_PROB, Codec, FloatArray, ScoreName
 
 MIXTURE = 12  # Gaussians, at most
 ROWS_A_GAUSSIAN = 400  # of the fit, at least
@@ -22,9 +23,9 @@ def fit_scoring(statistics: dict[str, FloatArray], default: ScoreName | None, co
     likelihood of images favours what is simple, that of tables does not.
     """
     names = [name for name in statistics if name != LOG_PROB]
-    values = np.stack([statistics[name] for name in names], 1)
     density = None
-    if len(values) >= ROWS_A_STATISTIC * len(names):
+    if names and len(statistics[LOG_PROB]) >= ROWS_A_STATISTIC * len(names):
+        values = np.stack([statistics[name] for name in names], 1)
         density = Density(statistics=names, mixture=fit_mixture(values))
     favoured: ScoreName = "density" if COMPLEXITY in names and density else "negative_log_likelihood"
     typical = float(-statistics[LOG_PROB].mean())

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,7 +30,7 @@ from service.artifact import (
     Manifest,
     Program,
 )
-from service.scores import COMPLEXITY, DEFAULT_CODEC, Codec, calibration_scores, codec_bytes, complexity
+from service.scores import COMPLEXITY, DEFAULT_CODEC, LOG_PROB, Codec, FloatArray, codec_bytes, complexity
 
 GOLDEN_ROWS = 4
 CHECKED_ROWS = 64
@@ -42,10 +41,21 @@ def export(checkpoint: Checkpoint, splits: Splits, out: Path) -> Manifest:
 
     Raises ArtifactError where the exported module does not answer as the flow did; then no file is left.
     """
-    if not out.parent.is_dir() or out.is_dir() or not out.name:
-        raise ArtifactError(f"{out}: must be a file name in a folder that exists")
     if splits.fit.digest != checkpoint.data_digest:
         raise DataError(f"{checkpoint.recipe.data.train}: not the data that the checkpoint was trained on")
+    return write_artifact(checkpoint, splits, out)
+
+
+def write_artifact(
+    checkpoint: Checkpoint, splits: Splits, out: Path, cross_validated: FloatArray | None = None
+) -> Manifest:
+    """Do the same, whatever the fit rows are called.
+
+    Given ``cross_validated`` log-likelihoods (m,), nats, each of a row under a flow that was trained without it, these
+    fit the scores and calibrate them, marked as approximate; validation and calibration rows may then be any.
+    """
+    if not out.parent.is_dir() or out.is_dir() or not out.name:
+        raise ArtifactError(f"{out}: must be a file name in a folder that exists")
     flow = checkpoint.averaged_flow()
     kind, recipe = splits.fit.kind, checkpoint.recipe
     highest = 2.0**recipe.model.bits - 1
@@ -56,7 +66,12 @@ def export(checkpoint: Checkpoint, splits: Splits, out: Path) -> Manifest:
     verify(module, flow, held_out[:CHECKED_ROWS], checkpoint.columns)
     names = statistics_names(folded)
     codec = DEFAULT_CODEC if kind == "image" and checkpoint.shape[0] in (1, 3) else None
-    scoring = fit_scoring(held_out_statistics(module, names, splits.validation, codec), recipe.artifact.score, codec)
+    if cross_validated is None:
+        fit = held_out_statistics(module, names, splits.validation, codec)
+        known = held_out_statistics(module, names, splits.calibration, codec)
+    else:
+        fit = known = {LOG_PROB: cross_validated}
+    scoring = fit_scoring(fit, recipe.artifact.score, codec)
     offsets = np.cumsum([0, *flow.latent_sizes])
     manifest = Manifest(
         name=recipe.name,
@@ -81,9 +96,8 @@ def export(checkpoint: Checkpoint, splits: Splits, out: Path) -> Manifest:
         scoring=scoring,
         calibration=Calibration(
             alpha=recipe.artifact.alpha,
-            scores=calibration_scores(
-                scoring, held_out_statistics(module, names, splits.calibration, codec), held_out[0].numel()
-            ),
+            scores=scoring.calibrate(known, held_out[0].numel()),
+            approximate=cross_validated is not None,
         ),
         golden=golden_case(module, held_out[:GOLDEN_ROWS], codec),
         torch_version=torch.__version__,
@@ -126,9 +140,7 @@ def relative_error(values: Tensor, expected: Tensor) -> float:
     return ((values - expected).abs() / (expected.abs() / 1000).clamp_min(1)).max().item()
 
 
-def held_out_statistics(
-    module: Program, names: list[str], rows: Dataset, codec: Codec | None
-) -> dict[str, npt.NDArray[np.float64]]:
+def held_out_statistics(module: Program, names: list[str], rows: Dataset, codec: Codec | None) -> dict[str, FloatArray]:
     """What scores are made of, by name, each (N,): the program's statistics and, given a codec, the complexity."""
     x = as_inputs(rows)
     with torch.inference_mode():

@@ -41,12 +41,16 @@ class Table:
 
 def csv_table(path: Path) -> Table:
     """Read a CSV file; an empty cell, NA, NaN or null is a missing value, in columns of text too."""
-    table = csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
+    return arrow_table(str(path), csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True)))
+
+
+def arrow_table(name: str, table: pa.Table) -> Table:
+    """Take a table in memory."""
 
     def batches(columns: list[str]) -> Iterator[pa.RecordBatch]:
         yield from table.select(columns).to_batches(_batch_rows(len(columns)))
 
-    return Table(str(path), table.schema, table.num_rows, batches)
+    return Table(name, table.schema, table.num_rows, batches)
 
 
 def parquet_table(path: Path) -> Table:
@@ -186,6 +190,8 @@ def _values(source: str, name: str, column: pa.Array[Any], rows: Array, categori
 
 def _codes(column: pa.Array[Any]) -> tuple[list[str], Array]:
     """Different names in a column and, for each row, which of them it holds; a number's name is its digits."""
+    if pa.types.is_string_view(column.type):  # of polars; pyarrow can select none of its values
+        column = column.cast(pa.large_string())
     encoded = column if isinstance(column, pa.DictionaryArray) else column.dictionary_encode()
     assert isinstance(encoded, pa.DictionaryArray)
     indices = encoded.indices.to_numpy()

@@ -239,6 +239,15 @@ class Trainer:
             "skipped": float(not finite),
         }, stopping > 0
 
+    def advance(self, step: int) -> None:
+        """Train until so many steps are done, going back where that diverges. Raises DivergedError."""
+        while self.step < step:
+            if diverged := self.observe(self.train_step()[0]):
+                self.roll_back(diverged)
+            elif self.step % self.recipe.training.checkpoint_every == 0:
+                self.keep()
+        self.figures = []
+
     def _batch_rows(self) -> Tensor:
         """Pick the rows of this step: every epoch is a new shuffle, and a batch may span two epochs."""
         size, total = self.recipe.training.batch_size, len(self.fit)

@@ -30,6 +30,7 @@ from service.rows import (
     latents_from_arrow,
     latents_from_json,
 )
+from service.scores import highest_normal_score, score_summary
 
 Array = npt.NDArray[Any]
 Endpoint = Callable[[Call], Awaitable[Response]]
@@ -203,10 +204,14 @@ def _public(manifest: Manifest, fields: tuple[str, ...]) -> dict[str, Any]:
     values = manifest.model_dump(mode="json", include=set(fields), exclude_none=True)
     calibration = manifest.calibration
     if calibration is not None and fields is _PUBLIC_FIELDS:
+        known = calibration.arrays[manifest.scoring.default]
         values["calibration"] = {
             "score": manifest.scoring.default,
             "alpha": calibration.alpha,
             "rows": calibration.num_rows,
+            "approximate": calibration.approximate,
+            "threshold": highest_normal_score(known, calibration.alpha),
+            "summary": score_summary(known),
         }
     return values
 

@@ -12,7 +12,7 @@ from service.artifact import Manifest
 from service.engine import Engine, PassKey
 from service.errors import Unprocessable
 from service.row_queue import Array, Arrays
-from service.scores import COMPLEXITY, ScoreName, bits_per_dim, complexity, compute_scores, p_values
+from service.scores import COMPLEXITY, ScoreName, bits_per_dim, complexity, p_values
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def score_pass(engine: Engine, key: PassKey, rows: Array) -> Arrays:
     if scoring.codec and scoring.needs_codec(key.scores):
         statistics[COMPLEXITY] = complexity(scoring.codec, rows)
     log_likelihood = values[:, 0]
-    scores = compute_scores(scoring, key.scores, statistics, manifest.num_dims)
+    scores = scoring.compute(key.scores, statistics, manifest.num_dims)
     known = manifest.calibration.arrays if manifest.calibration else {}
     return (
         log_likelihood,

@@ -21,7 +21,6 @@ from service.scores import (
     CALIBRATED,
     COMPLEXITY,
     codec_bytes,
-    compute_scores,
     conditional_level,
     p_values,
     smallest_conditional_alpha,
@@ -113,7 +112,7 @@ def test_scores_follow_their_definitions(images: Artifact, x: Any) -> None:
     assert scoring.codec == "png"
     sizes = codec_bytes("png", x)
     statistics[COMPLEXITY] = sizes * 8 / 64
-    scores = compute_scores(scoring, scoring.names, statistics, 64)
+    scores = scoring.compute(scoring.names, statistics, 64)
     nll = -images.program.log_prob(torch.from_numpy(x).float()).numpy()
     np.testing.assert_allclose(scores["negative_log_likelihood"], nll)
     np.testing.assert_allclose(scores["typicality"], np.abs(nll - scoring.typical))

@@ -25,6 +25,9 @@ from service.artifact.manifest import Operation as Operation
 from service.artifact.manifest import Signature as Signature
 from service.artifact.manifest import TestResult as TestResult
 from service.artifact.manifest import methods_of as methods_of
+from service.artifact.mixture import Mixture as Mixture
+from service.artifact.scoring import Density as Density
+from service.artifact.scoring import Scoring as Scoring
 from service.artifact.torchscript import Program as Program
 from service.artifact.torchscript import compile_module as compile_module
 from service.artifact.torchscript import load_records as load_records

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
+from service.artifact.scoring import Scoring
 from service.columns import Column
-from service.scores import CALIBRATED, COMPLEXITY, LOG_PROB, FloatArray, ScoreName, Scoring, smallest_p_value
+from service.scores import CALIBRATED, COMPLEXITY, LOG_PROB, FloatArray, ScoreName, smallest_p_value
 
 Kind = Literal["image", "vector"]
 # statistics has the log-likelihood in its first column, and log_prob_map, of images, what it is by pixel
@@ -64,10 +65,15 @@ class TestResult(_Part):
 
 
 class Calibration(_Part):
-    """Scores of held-out rows by name, each ascending; higher = more anomalous."""
+    """Scores of held-out rows by name, each ascending; higher = more anomalous.
+
+    ``approximate`` says that they are cross-validated: each is of a flow that was trained without that row, but not the
+    one in the artifact, which was trained on all rows. Alphas then hold in practice, without the proof.
+    """
 
     alpha: float = Field(gt=0, lt=1)  # default threshold of p-values
     scores: dict[ScoreName, list[float]] = Field(min_length=1)
+    approximate: bool = False
 
     @cached_property
     def arrays(self) -> dict[ScoreName, FloatArray]:

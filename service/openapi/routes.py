@@ -165,7 +165,12 @@ _MODEL_SCHEMA = {
             "items": {"type": "number"},
             "description": "Of pixels: smallest and largest.",
         },
-        "calibration": {"type": "object", "description": "Default score, alpha, and number of held-out rows."},
+        "calibration": {
+            "type": "object",
+            "description": "Of the default score: its name, alpha, number of held-out rows, whether they are "
+            "approximate (cross-validated), the threshold above which a score is an anomaly, and lowest, highest, mean "
+            "and std of the held-out scores.",
+        },
         "test": {"type": "object", "description": "Likelihood of test rows, and its standard error."},
     },
     "required": list(_SUMMARY),

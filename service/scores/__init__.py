@@ -1,8 +1,9 @@
-"""What scores and p-values mean: likelihoods, named scores, and the calibration that makes them probabilities."""
+"""What scores and p-values mean; NumPy alone, for the client as well as for both halves."""
 
 from service.scores.complexity import DEFAULT_CODEC as DEFAULT_CODEC
 from service.scores.complexity import Codec as Codec
 from service.scores.complexity import codec_bytes as codec_bytes
+from service.scores.complexity import complexity as complexity
 from service.scores.conformal import BoolArray as BoolArray
 from service.scores.conformal import FloatArray as FloatArray
 from service.scores.conformal import benjamini_hochberg as benjamini_hochberg
@@ -12,17 +13,14 @@ from service.scores.conformal import highest_normal_score as highest_normal_scor
 from service.scores.conformal import p_values as p_values
 from service.scores.conformal import smallest_conditional_alpha as smallest_conditional_alpha
 from service.scores.conformal import smallest_p_value as smallest_p_value
+from service.scores.definitions import CALIBRATED as CALIBRATED
+from service.scores.definitions import COMPLEXITY as COMPLEXITY
+from service.scores.definitions import DEFINITIONS as DEFINITIONS
+from service.scores.definitions import LOG_PROB as LOG_PROB
+from service.scores.definitions import ScoreName as ScoreName
 from service.scores.likelihood import bits_per_dim as bits_per_dim
 from service.scores.likelihood import log_mean_exp as log_mean_exp
 from service.scores.likelihood import negative_log_likelihood as negative_log_likelihood
-from service.scores.mixture import Mixture as Mixture
-from service.scores.scoring import CALIBRATED as CALIBRATED
-from service.scores.scoring import COMPLEXITY as COMPLEXITY
-from service.scores.scoring import DEFINITIONS as DEFINITIONS
-from service.scores.scoring import LOG_PROB as LOG_PROB
-from service.scores.scoring import Density as Density
-from service.scores.scoring import ScoreName as ScoreName
-from service.scores.scoring import Scoring as Scoring
-from service.scores.scoring import calibration_scores as calibration_scores
-from service.scores.scoring import complexity as complexity
-from service.scores.scoring import compute_scores as compute_scores
+from service.scores.outliers import OutlierMethod as OutlierMethod
+from service.scores.outliers import outlier_share as outlier_share
+from service.scores.outliers import score_summary as score_summary

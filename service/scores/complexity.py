@@ -8,13 +8,16 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+
+from service.scores.conformal import FloatArray
 
 Codec = Literal["png"]
 DEFAULT_CODEC: Codec = "png"
 
 
 def _png(pixels: npt.NDArray[np.uint8]) -> int:
+    from PIL import Image  # which the base installation lacks
+
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG", optimize=True)
     return stream.tell()
@@ -32,3 +35,8 @@ def codec_bytes(codec: Codec, images: npt.NDArray[Any]) -> npt.NDArray[np.int64]
     pixels = np.clip(np.round(images), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
     size = _CODECS[codec]
     return np.array([size(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels], np.int64)
+
+
+def complexity(codec: Codec, images: npt.NDArray[Any]) -> FloatArray:
+    """L(x) = 8 bytes(x) / D in bits/dim of images (B, C, H, W): (B,)."""
+    return codec_bytes(codec, images) * np.float64(8 / images[0].size)
