@@ -36,15 +36,40 @@ def test_the_one_class_split_trains_on_half_of_the_normal_rows_and_tests_on_the_
 
 def test_neighbours_score_by_the_distance_to_the_fifth(tmp_path: Path) -> None:
     train = np.array([[float(i), 0.0] for i in range(10)])
-    (score,) = adbench.neighbour_scores(train, np.array([[9.0, 0.0]]))
+    (score,) = adbench.neighbour_scores(train, np.array([[9.0, 0.0]]), seed=0)
     assert score == pytest.approx(4 / train[:, 0].std())
+
+
+def test_a_gaussian_scores_by_the_distance_in_which_its_training_rows_are_spherical() -> None:
+    random = np.random.default_rng(0)
+    train = random.normal(size=(20_000, 3)) @ random.normal(size=(3, 3))
+    assert adbench.gaussian_scores(train, train, seed=0).mean() == pytest.approx(3, rel=0.01)
+    constant = np.column_stack([train, np.ones(len(train))])  # of no variance, but for the ridge
+    assert np.isfinite(adbench.gaussian_scores(constant, constant, seed=0)).all()
+
+
+def test_figures_are_those_of_their_definitions() -> None:
+    labels, scores = np.repeat([0, 1], [100, 20]), np.concatenate([np.arange(100), np.full(20, 89.5)])
+    auroc, aupr, fpr = adbench.figures(labels, scores)
+    assert (auroc, fpr) == pytest.approx((90, 10))
+    assert aupr == pytest.approx(100 * 20 / 30)
+    assert adbench.figures(labels, labels.astype(float)) == pytest.approx([100, 100, 0])
+
+
+def test_intervals_cover_sets_and_seeds() -> None:
+    assert adbench.interval(np.full((4, 3), 7.0)) == "7.00 [7.00, 7.00]"
+    values = np.random.default_rng(1).normal(50, 10, size=(400, 1)).repeat(3, 1)  # seeds that agree add nothing
+    mean, low, high = (float(part.strip("[],")) for part in adbench.interval(values).split())
+    assert mean == pytest.approx(values.mean(), abs=0.01)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the sets of ADBench are not beside the project")
 def test_every_set_has_published_figures() -> None:
     names = [path.stem for path in sorted(DATA.glob("*.npz"))]
     for name in names:
-        assert adbench.published_means(DATA / "published" / "dte_semi_aucroc.csv", [name]), name
+        for table in adbench.PUBLISHED.values():
+            assert adbench.published_means(DATA / "published" / table, [name]), name
 
 
 @pytest.mark.parametrize(

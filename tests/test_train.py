@@ -299,9 +299,9 @@ def test_figures_and_samples_are_logged_for_tensorboard_once_a_step(tmp_path: Pa
 
     recipe = with_training(tiny_recipe("a", num_levels=2, bits=4), steps=6, evaluate_every=2, checkpoint_every=2)
     trainer = Trainer(recipe, tiny_images())
-    train(trainer, tmp_path, progress=False)
+    train(trainer, tmp_path)
     again = Trainer(with_training(recipe, steps=8), tiny_images(), load_checkpoint(tmp_path / "last.pt"))
-    train(again, tmp_path, progress=False)
+    train(again, tmp_path)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     scalars = events.Scalars("validation")
     assert [event.step for event in scalars] == [2, 4, 6, 8]
