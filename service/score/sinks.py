@@ -16,7 +16,7 @@ from service.cli import UsageError
 def write_parquet(path: Path, schema: pa.Schema, num_rows: int, tables: Iterator[pa.Table]) -> None:
     """One row group a table; real numbers, of which hardly any is there twice, get no dictionaries."""
     repeated: Any = [field.name for field in schema if field.name == "p_value" or not types.is_floating(field.type)]
-    with parquet.ParquetWriter(path, schema, compression="zstd", use_dictionary=repeated) as writer:
+    with parquet.ParquetWriter(path, schema, compression="lz4", use_dictionary=repeated) as writer:
         for table in tables:
             writer.write_table(table)
 
