@@ -1,8 +1,9 @@
 """Images that are not like the training data, by every score: ``python -m benchmarks.anomalies ARTIFACT DATA``.
 
 DATA holds ``fashion-mnist`` and ``mnist``; the one that the artifact was not trained on is foreign, and so are noise,
-constants and drawn strokes. Normal are the official test images, which nothing was chosen, fitted or calibrated by;
-corrupted ones (``benchmarks.corruptions``) are what scores may be chosen by. Beside the artifact's scores stand what
+constants and drawn strokes. Normal are the official test images, which nothing was chosen, fitted or calibrated by.
+Corrupted ones (``benchmarks.corruptions``) are what scores may be chosen by, so they are made of one half of the
+calibration images and compared with the other. Beside the artifact's scores stand what
 needs no flow: the picture's size alone, and on the pixels of the artifact's training images a Gaussian, the distance to
 the fifth nearest neighbour and an isolation forest. AUROC with a bootstrap interval of 95 %, and the share of normal
 images that are flagged where 95 % of the foreign ones are.
@@ -39,8 +40,8 @@ FloatArray = npt.NDArray[np.float64]
 Scores = dict[str, FloatArray]
 
 
-def image_sets(name: str, data_dir: Path, num: int) -> tuple[Array, dict[str, Array], dict[str, Array]]:
-    """Normal images, foreign ones by name, and corrupted ones: (N, 1, 28, 28) uint8 each."""
+def image_sets(name: str, data_dir: Path, num: int) -> tuple[Array, dict[str, Array]]:
+    """Normal images, and foreign ones by name: (N, 1, 28, 28) uint8 each."""
     random = np.random.default_rng(0)
     tests = {other: load(path, data_dir, Selection()).x[:num] for other, path in FILES.items()}
     normal = tests.pop(name)
@@ -50,7 +51,7 @@ def image_sets(name: str, data_dir: Path, num: int) -> tuple[Array, dict[str, Ar
         "uniform noise": random.integers(0, 256, (min(num, 1000), 1, 28, 28), np.uint8),
         "constant": np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 1, 28, 28)).copy(),
     }
-    return normal, foreign, corruptions(normal[: num // 5])
+    return normal, foreign
 
 
 def strokes(num: int, random: np.random.Generator) -> Array:
@@ -123,8 +124,10 @@ def main(argv: list[str]) -> None:
         raise UsageError(f"{args.artifact}: must be a model of {' or '.join(FILES)}, got {manifest.name!r}")
     engine.warm_up(reproducible_only=True)
     recipe = parse_recipe(manifest.recipe, str(args.artifact))
-    normal, foreign, corrupted = image_sets(manifest.name, args.data, args.rows)
-    of_pixels = pixel_scores(load_splits(recipe.data, args.data).fit.x)
+    normal, foreign = image_sets(manifest.name, args.data, args.rows)
+    splits = load_splits(recipe.data, args.data)
+    of_pixels = pixel_scores(splits.fit.x)
+    clean, spoiled = splits.calibration.x[: args.rows : 2], splits.calibration.x[1 : args.rows : 2]
 
     def scores(images: Array) -> Scores:
         rows = images.reshape(len(images), -1) / 255.0
@@ -135,10 +138,10 @@ def main(argv: list[str]) -> None:
     print("AUROC [95 % interval] / share of normal images flagged where 95 % of the others are, per cent")
     print("| images |", " | ".join(of_normal), "|")
     print("|---|", "---|" * len(of_normal), sep="")
-    for sets in (foreign, corrupted):
+    for beside, sets in ((of_normal, foreign), (scores(clean), corruptions(spoiled))):
         means = []
         for name, images in sets.items():
-            found = {score: figures(of_normal[score], values) for score, values in scores(images).items()}
+            found = {score: figures(beside[score], values) for score, values in scores(images).items()}
             means.append([auroc for auroc, _, _ in found.values()])
             cells = [
                 f"{100 * auroc:.2f} [{100 * low:.2f}, {100 * high:.2f}] / {100 * flagged:.1f}"

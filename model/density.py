@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from service.artifact import Density, Mixture, Scoring
 from service.scores import COMPLEXITY, LOG_PROB, Codec, FloatArray, ScoreName
+
+if TYPE_CHECKING:
+    from sklearn.mixture import GaussianMixture
 
 MIXTURE = 12  # Gaussians, at most
 ROWS_A_GAUSSIAN = 400  # of the fit, at least
@@ -34,19 +38,11 @@ def fit_scoring(statistics: dict[str, FloatArray], default: ScoreName | None, co
 
 def fit_mixture(values: FloatArray) -> Mixture:
     """Fit a mixture of Gaussians to statistics (N, d), whitened first so that one ridge suits all."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
-
     shift, scale = values.mean(0), np.maximum(values.std(0), 1e-9)
     scaled = (values - shift) / scale
     variances, directions = np.linalg.eigh(np.cov(scaled.T).reshape(len(shift), -1))
     whitening = directions / np.sqrt(variances + 1e-6 * variances.max())
-    mixture = GaussianMixture(
-        max(1, min(MIXTURE, len(values) // ROWS_A_GAUSSIAN)), reg_covar=RIDGE, max_iter=200, random_state=0
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # nearly there is good enough
-        mixture.fit(scaled @ whitening)
+    mixture = fit_gaussians(scaled @ whitening, MIXTURE, ROWS_A_GAUSSIAN, max_iter=200)
     return Mixture(
         shift=shift.tolist(),
         scale=scale.tolist(),
@@ -54,3 +50,14 @@ def fit_mixture(values: FloatArray) -> Mixture:
         means=np.linalg.solve(whitening.T, mixture.means_.T).T.tolist(),
         factors=(whitening @ mixture.precisions_cholesky_).tolist(),
     )
+
+
+def fit_gaussians(rows: FloatArray, most: int, rows_each: int, **options: float) -> GaussianMixture:
+    """Fit one Gaussian for so many rows (N, d) of unit variance, ``most`` at most; always the same."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    num = max(1, min(most, len(rows) // rows_each))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # nearly there is good enough
+        return GaussianMixture(num, reg_covar=RIDGE, random_state=0, **options).fit(rows)

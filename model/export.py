@@ -30,7 +30,7 @@ from service.artifact import (
     Manifest,
     Program,
 )
-from service.scores import COMPLEXITY, DEFAULT_CODEC, LOG_PROB, Codec, FloatArray, codec_bytes, complexity
+from service.scores import CALIBRATED, COMPLEXITY, DEFAULT_CODEC, LOG_PROB, Codec, FloatArray, codec_bytes, complexity
 
 GOLDEN_ROWS = 4
 CHECKED_ROWS = 64
@@ -72,6 +72,9 @@ def write_artifact(
     else:
         fit = known = {LOG_PROB: cross_validated}
     scoring = fit_scoring(fit, recipe.artifact.score, codec)
+    if scoring.default not in scoring.names:
+        there = ", ".join(name for name in scoring.names if name in CALIBRATED)
+        raise ArtifactError(f"artifact.score is {scoring.default!r}, but {recipe.name} has {there}")
     offsets = np.cumsum([0, *flow.latent_sizes])
     manifest = Manifest(
         name=recipe.name,

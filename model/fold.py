@@ -198,7 +198,8 @@ class FoldedImageFlow(FoldedFlow):
             rows, columns = height // term.shape[1], width // term.shape[2]
             shared = term / (rows * columns)
             total = total + shared.repeat_interleave(rows, 1).repeat_interleave(columns, 2)
-        return lowest_if_not_finite(total)
+        lowest = lowest_if_not_finite(total.sum([1, 2]))[:, None, None] / (height * width)
+        return torch.where(torch.isfinite(total.sum([1, 2]))[:, None, None], total, lowest)
 
 
 def lowest_if_not_finite(values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from model.data import Array
+from model.density import fit_gaussians
 from model.floors import choose_rows
 
 PIXEL_STATISTICS = ["pixel_components", "pixel_residual"]
@@ -14,7 +15,6 @@ FIT_ROWS = 20_000  # at most
 COMPONENTS = 40  # principal ones, at most
 MIXTURE = 20  # Gaussians, at most
 ROWS_A_GAUSSIAN = 500  # of the fit, at least
-RIDGE = 1e-3  # of the variances, which are 1
 
 
 class PixelMixture(nn.Module):
@@ -62,14 +62,11 @@ class PixelMixture(nn.Module):
 def fit_pixel_mixture(images: Array, highest: float) -> PixelMixture:
     """Fit to images (N, C, H, W) of values 0..highest, those that the flow was trained on."""
     from sklearn.decomposition import PCA
-    from sklearn.mixture import GaussianMixture
 
     rows = images[choose_rows(len(images), FIT_ROWS)].reshape(-1, math.prod(images.shape[1:])) / highest
     pca = PCA(min(COMPONENTS, rows.shape[1] // 2, len(rows) // 2), random_state=0).fit(rows)
     stds = np.sqrt(pca.explained_variance_).clip(1e-6)
-    mixture = GaussianMixture(
-        max(1, min(MIXTURE, len(rows) // ROWS_A_GAUSSIAN)), reg_covar=RIDGE, max_iter=60, tol=1e-2, random_state=0
-    ).fit(pca.transform(rows) / stds)
+    mixture = fit_gaussians(pca.transform(rows) / stds, MIXTURE, ROWS_A_GAUSSIAN, max_iter=60, tol=1e-2)
     return PixelMixture(
         highest, pca.mean_, pca.components_.T, stds, mixture.weights_, mixture.means_, mixture.precisions_cholesky_
     )

@@ -9,11 +9,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from model.data import DataError, Dataset, Selection, load
 from model.glow import GlowConfig
-from service.scores import ScoreName, smallest_p_value
+from service.scores import CALIBRATED, ScoreName, smallest_p_value
 
 
 class RecipeError(ValueError):
@@ -79,12 +79,18 @@ class TrainingRecipe(_Table):
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto takes a GPU if there is one; random draws are the CPU's
 
 
+def _with_direction(score: ScoreName | None) -> ScoreName | None:
+    if score is not None and score not in CALIBRATED:
+        raise ValueError(f"must be one of {', '.join(CALIBRATED)}")
+    return score
+
+
 class ArtifactRecipe(_Table):
     """What the exported artifact says of itself."""
 
     temperature: float = Field(1.0, ge=0)  # default of /sample
     alpha: float = Field(0.01, gt=0, lt=1)  # default threshold of p-values
-    score: ScoreName | None = None  # default one; unset: the density for pictures, -log p for all else
+    score: Annotated[ScoreName | None, AfterValidator(_with_direction)] = None  # unset: see model.density
     licence: str = "unstated"
     description: str = ""
 

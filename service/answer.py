@@ -90,7 +90,7 @@ async def answer(
             headers["content-encoding"] = "gzip"
         return Parts([content], json_body.MEDIA_TYPE, headers, seconds)
     about = {"model": manifest.name, "version": manifest.version}
-    about |= {name: str(values[name]) for name in ("alpha", "fdr", "seed") if name in values}
+    about |= {name: str(values[name]) for name in ("alpha", "level", "fdr", "seed") if name in values}
     headers = {f"x-glow-{name}": text for name, text in about.items()}
     media_type = MEDIA_TYPES[answer_format]
     if answer_format == "arrow":

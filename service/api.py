@@ -18,6 +18,7 @@ from service.artifact import Manifest
 from service.call import Body, Call, flows_of
 from service.codecs import arrow, image, json_body, npy
 from service.errors import TooLarge, Unavailable, UnsupportedMediaType
+from service.flows import Flows
 from service.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from service.negotiation import choose_format
 from service.openapi import routes
@@ -121,14 +122,15 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
 async def models(request: Request) -> Response:
     """Every served model, and the one that answers when none is named."""
     flows = flows_of(request)
-    summary = [_public(manifest, _SUMMARY_FIELDS) for manifest in flows.manifests.values()]
+    summary = [_public(flows, manifest, _SUMMARY_FIELDS) for manifest in flows.manifests.values()]
     return json_answer({"default": flows.default, "models": summary})
 
 
 @router.get("/models/{name}", **routes.MODEL)
 async def model(request: Request, name: str) -> Response:
     """The public part of a model's manifest."""
-    return json_answer(_public(flows_of(request).manifest(name), _PUBLIC_FIELDS))
+    flows = flows_of(request)
+    return json_answer(_public(flows, flows.manifest(name), _PUBLIC_FIELDS))
 
 
 @router.get("/models/{name}/example", **routes.EXAMPLE)
@@ -200,17 +202,26 @@ _PUBLIC_FIELDS = (
 )
 
 
-def _public(manifest: Manifest, fields: tuple[str, ...]) -> dict[str, Any]:
+def _public(flows: Flows, manifest: Manifest, fields: tuple[str, ...]) -> dict[str, Any]:
     values = manifest.model_dump(mode="json", include=set(fields), exclude_none=True)
-    calibration = manifest.calibration
-    if calibration is not None and fields is _PUBLIC_FIELDS:
-        known = calibration.arrays[manifest.scoring.default]
+    if fields is not _PUBLIC_FIELDS:
+        return values
+    scoring, calibration = manifest.scoring, manifest.calibration
+    values["scoring"] = {
+        "default": scoring.default,
+        "scores": scoring.names,
+        "typical": scoring.typical,
+        **({"codec": scoring.codec} if scoring.codec else {}),
+        **({"density": scoring.density.statistics} if scoring.density else {}),
+    }
+    if calibration is not None:
+        alpha, known = flows.default_alpha(calibration), calibration.arrays[scoring.default]
         values["calibration"] = {
-            "score": manifest.scoring.default,
-            "alpha": calibration.alpha,
+            "score": scoring.default,
+            "alpha": alpha,
             "rows": calibration.num_rows,
             "approximate": calibration.approximate,
-            "threshold": highest_normal_score(known, calibration.alpha),
+            "threshold": highest_normal_score(known, alpha),
             "summary": score_summary(known),
         }
     return values

@@ -25,7 +25,7 @@ rows before the block, and cells g_1, g_2, ... in it, what row j of the block ma
 
 exactly, by the law above, and divides its payment. So each product of payments is a martingale that begins at 1.
 
-**Wealth.** Half of the initial capital of 1 waits; block b = 1, 2, ... puts 1 / (b (b + 1)) of it into bets that run
+**Wealth.** The initial capital of 1 waits; block b = 1, 2, ... puts 1 / (b (b + 1)) of it into bets that run
 from then on, the same on each eps. So what is lost on rows without drift is little of it, and a drift after n rows
 finds bets that begin with it, of a capital that falls like 1 / log(n)^2 while blocks grow with n, like 1 / n^2 later.
 Wealth is a nonnegative martingale of mean 1. By Ville's inequality P(it ever reaches 2 / delta) <= delta / 2, over
@@ -116,6 +116,10 @@ class Reading(_Figures):
         None, description="Of an alarm: where scores went; higher is more anomalous."
     )
     delta: float = Field(description="Probability of ever raising a false alarm (GLOW_DRIFT_DELTA).")
+    approximate: bool = Field(
+        description="Whether the calibration is by folds: its scores are of other flows than those of served rows, so "
+        "delta is no bound."
+    )
     tails: dict[Tail, TailReading]
     window: Window
 
@@ -127,6 +131,7 @@ EXAMPLE = Reading(
     alarm=True,
     direction="higher",
     delta=0.01,
+    approximate=False,
     tails={
         "higher": TailReading(log_e_value=41.7, highest=41.9, threshold=5.3, alarm_row=1433),
         "lower": TailReading(log_e_value=-3.2, highest=0.4, threshold=5.3),
@@ -148,14 +153,17 @@ class Drift:
         calibration: FloatArray,
         delta: float = 0.01,
         window: int = 1000,
+        approximate: bool = False,
         path: Path | None = None,
         random: np.random.Generator | None = None,
     ) -> None:
         num = len(calibration)
         calibration = calibration.clip(-_LARGEST, _LARGEST)
         self._name, self._num_calibration, self._delta, self._threshold = name, num, delta, math.log(2 / delta)
+        self._approximate = approximate
         spread = np.subtract(*np.quantile(calibration, [0.75, 0.25]))
-        self._noise = _NOISE * spread + _RELATIVE_NOISE * np.abs(calibration).max() + np.finfo(np.float64).tiny
+        noise = _NOISE * spread + _RELATIVE_NOISE * np.abs(calibration).max() + np.finfo(np.float64).tiny
+        self._noise = 2.0 ** math.floor(math.log2(noise))  # the same for nearly all calibration sets of one model
         self._random = np.random.default_rng() if random is None else random
         # The same in all processes, whose cells are the same.
         blurred = np.sort(calibration + self._noise * np.random.default_rng(0).random(num))
@@ -250,6 +258,7 @@ class Drift:
             alarm=bool(alarmed),
             direction="both" if len(alarmed) == len(TAILS) else next(iter(alarmed), None),
             delta=self._delta,
+            approximate=self._approximate,
             tails=tails,
             window=self._compare(cells),
         )
@@ -272,11 +281,12 @@ class Drift:
 
     def _forget(self) -> None:
         state = self._state
+        state["busy"] = 1
         for field in ("rows", "block", "block_start", "block_end", "counts", "highest", "alarm_row", "num_pending"):
             state[field] = 0
         state["log_capital"] = -np.inf
-        state["busy"] = 0
         state["since"] = time.time()
+        state["busy"] = 0
 
     def _catch_up(self) -> None:
         """Bet on the rows that wait."""

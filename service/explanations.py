@@ -68,7 +68,9 @@ async def explain(x: Array, log_prob: Array, values: Array, score: Score, block_
         gain = gains[rows, column]
         repaired[rows, column] = np.where(gain > 0, best[rows, column], repaired[rows, column])
         is_repaired[rows, column] = True
-        nats = nats - gain
+        nats = np.where(gain > 0, least[rows, column], nats)
+        if not (gain > 0).any():  # nothing was repaired, so another round would tell the same
+            break
     # Divided first, for the lowest finite log_prob has the largest finite negative.
     shared = -log_prob / num_columns - (gains / num_columns).sum(1)
     contributions: Array = gains + shared[:, None]

@@ -115,7 +115,6 @@ class Flows:
         if manifest.calibration is not None:
             default = manifest.scoring.default
             p_value = scored.p_values[default]
-            self._drifts[manifest.name].add(scored.scores[default])
             values |= {"score": scored.scores[default], "p_value": p_value}
             values |= await self._flag(p_value, manifest.calibration, options)
         if names:
@@ -124,18 +123,20 @@ class Flows:
                 values["p_values"] = {name: scored.p_values[name] for name in names if name in scored.p_values}
         if options.explain:
             values["contributions"] = await self._explain(budget, manifest, x, log_likelihood)
+        if manifest.calibration is not None:  # once all is computed: a row that is asked for again must not count twice
+            self._drifts[manifest.name].add(scored.scores[manifest.scoring.default])
         return values
 
     async def _flag(self, p_value: Array, calibration: Calibration, options: ScoreOptions) -> dict[str, Any]:
         if options.fdr is not None:
             flagged = await asyncio.to_thread(scores.benjamini_hochberg, p_value, options.fdr)
             return {"is_anomaly": flagged, "fdr": options.fdr}
-        alpha = self._alpha(calibration, options)
+        alpha = options.alpha or self.default_alpha(calibration)
         if options.guarantee != "conditional":
             return {"is_anomaly": p_value <= alpha, "alpha": alpha}
         level = scores.conditional_level(alpha, calibration.num_rows)
         assert level is not None  # checked before anything was computed
-        return {"is_anomaly": p_value <= level, "alpha": alpha}
+        return {"is_anomaly": p_value <= level, "alpha": alpha, "level": level}
 
     async def encode(
         self, budget: Budget, manifest: Manifest, x: Array, reproducible: bool = False
@@ -220,14 +221,19 @@ class Flows:
         check_level(manifest.name, num_rows, alpha=options.alpha, fdr=options.fdr, guarantee=options.guarantee)
         if calibration is None or options.guarantee != "conditional":
             return
-        least = scores.smallest_conditional_alpha(calibration.num_rows)
-        if self._alpha(calibration, options) < least:
+        if calibration.approximate:
             raise Unprocessable(
-                f"guarantee: with {num_rows} calibration rows, 'conditional' takes an alpha of at least {least:.6g}"
+                f"guarantee: {manifest.name} is calibrated by folds, for which there is only 'marginal'"
+            )
+        least = scores.smallest_conditional_alpha(calibration.num_rows)
+        if scores.conditional_level(options.alpha or self.default_alpha(calibration), calibration.num_rows) is None:
+            raise Unprocessable(
+                f"guarantee: with {num_rows} calibration rows, 'conditional' takes an alpha of at least {least!r}"
             )
 
-    def _alpha(self, calibration: Calibration, options: ScoreOptions) -> float:
-        return options.alpha or self.settings.alpha or calibration.alpha
+    def default_alpha(self, calibration: Calibration) -> float:
+        """What rows are flagged by where a request does not say."""
+        return self.settings.alpha or calibration.alpha
 
 
 def check_level(model: str, num_calibration: int | None, **given: float | str | None) -> None:
@@ -244,7 +250,7 @@ def check_level(model: str, num_calibration: int | None, **given: float | str | 
         smallest = scores.smallest_p_value(num_calibration)
         if isinstance(value, float) and value < smallest:
             raise Unprocessable(
-                f"{name} must be at least {smallest:.6g}, the smallest p-value of {num_calibration} calibration rows"
+                f"{name} must be at least {smallest!r}, the smallest p-value of {num_calibration} calibration rows"
             )
 
 
@@ -255,7 +261,7 @@ def _check_setting(settings: Settings, manifests: dict[str, Manifest]) -> None:
         smallest = scores.smallest_p_value(manifest.calibration.num_rows)
         if settings.alpha < smallest:
             raise ArtifactError(
-                f"GLOW_ALPHA is {settings.alpha}, but must be at least {smallest:.6g}, the smallest p-value of "
+                f"GLOW_ALPHA is {settings.alpha}, but must be at least {smallest!r}, the smallest p-value of "
                 f"{manifest.name}"
             )
 
@@ -269,6 +275,7 @@ def _watch(manifests: dict[str, Manifest], settings: Settings) -> dict[str, Drif
             manifest.calibration.arrays[manifest.scoring.default],
             settings.drift_delta,
             settings.drift_window,
+            manifest.calibration.approximate,
             None if folder is None else folder / f"drift-{name}",
         )
         for name, manifest in manifests.items()

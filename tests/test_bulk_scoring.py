@@ -164,7 +164,10 @@ def test_wrong_use_ends_with_one_line_and_exit_code_2(
         ([artifact, source, out, "--scores", "best"], "argument --scores: must be 'all' or some of negative_log_l"),
         ([artifact, source, out, "--scores", "complexity"], "scores: model tiny-table has no 'complexity'; it has"),
         ([artifact, source, out, "--alpha", "2"], "argument --alpha: must be between 0 and 1, got 2"),
-        ([artifact, source, out, "--alpha", "0.001"], "alpha must be at least 0.00990099, the smallest p-value of 100"),
+        (
+            [artifact, source, out, "--alpha", "0.001"],
+            "alpha must be at least 0.009900990099009901, the smallest p-value of 100",
+        ),
         ([artifact, source, out, "--alpha", "0.1", "--fdr", "0.1"], "fdr is a way of its own to flag rows"),
         ([artifact, source, out, "--id", "nme"], "has no column 'nme' to identify rows by; it has name, a, b, count"),
         ([artifact, source, tmp_path / "out.npy", "--id", "name"], "out.npy: holds numbers by the row alone"),

@@ -119,6 +119,9 @@ def test_extreme_finite_inputs_get_finite_answers(exported: tuple[Glow, Path, Sp
     assert torch.isfinite(z).all()
     assert torch.isfinite(log_prob).all()
     assert torch.isfinite(artifact.program.statistics(extreme)).all()
+    if artifact.manifest.kind == "image":
+        sums = artifact.program.log_prob_map(extreme).sum((1, 2))
+        torch.testing.assert_close(sums, log_prob, rtol=1e-9, atol=1e-9)
     if artifact.manifest.kind == "vector":
         assert (log_prob[:3] < artifact.program.log_prob(x).min()).all()
     huge = torch.full_like(z, 3e38)
@@ -251,6 +254,7 @@ def repacked(artifact_bytes: bytes, change: Callable[[dict[str, Any]], None]) ->
             lambda m: m["scoring"]["density"]["mixture"]["scale"].pop(),
             "must be of 1 components and 2",
         ),
+        (lambda m: m["scoring"]["density"]["statistics"].pop(), "mixture must be over 1 statistics, got 2"),
         (lambda m: m["scoring"]["density"]["mixture"]["weights"].__setitem__(0, 0), "weights must be positive"),
         (lambda m: m.update(value_range=[0, 1]), "images have a value_range, vectors have none"),
         (lambda m: m["latent_layout"][0].update(shape=[-3, -1, 1]), "manifest field 'latent_layout.0.shape.0'"),

@@ -10,6 +10,7 @@ import PIL
 import pyarrow as pa
 import pytest
 import torch
+from fastapi import FastAPI
 from scipy.stats import beta, multivariate_normal
 
 from model.density import fit_mixture, fit_scoring
@@ -17,11 +18,15 @@ from model.pixels import fit_pixel_mixture
 from model.recipe import Splits
 from service.app import create_app
 from service.artifact import Artifact, ArtifactError, check_golden, open_artifact
+from service.errors import Unprocessable
+from service.flows import Budget, Flows
+from service.options import ScoreOptions
 from service.scores import (
     CALIBRATED,
     COMPLEXITY,
     codec_bytes,
     conditional_level,
+    highest_normal_score,
     p_values,
     smallest_conditional_alpha,
 )
@@ -199,9 +204,9 @@ def test_the_conditional_level_keeps_alpha_for_95_percent_of_calibration_sets() 
         assert level is not None
         k = round(level * (num + 1))
         assert beta(k, num + 1 - k).cdf(alpha) >= 0.95 > beta(k + 1, num - k).cdf(alpha)
-    for num in (20, 300):
+    for num in (*range(1, 400), 5000):
         least = smallest_conditional_alpha(num)
-        assert conditional_level(least * 1.0001, num) == 1 / (num + 1)
+        assert conditional_level(least, num) == 1 / (num + 1)
         assert conditional_level(least * 0.9999, num) is None
 
 
@@ -222,6 +227,42 @@ async def test_a_conditional_guarantee_flags_fewer(client: httpx.AsyncClient, im
     level = conditional_level(0.2, 100)
     assert conditional["is_anomaly"] == [p <= level for p in marginal["p_value"]]
     assert sum(conditional["is_anomaly"]) < sum(marginal["is_anomaly"])
+    assert conditional["level"] == level
+
+
+@pytest.mark.parametrize("options", [{}, {"guarantee": "conditional"}])
+async def test_the_smallest_alpha_that_a_refusal_names_is_taken(
+    client: httpx.AsyncClient, x: Any, options: dict[str, str]
+) -> None:
+    body = {"inputs": x.tolist(), **options}
+    refused = await client.post("/log-likelihood", json={**body, "alpha": 0.001})
+    if options:
+        refused = await client.post("/log-likelihood", json={**body, "alpha": 0.0099009901})
+    assert refused.status_code == 422
+    least = float(refused.json()["error"].partition("at least ")[2].partition(",")[0])
+    answer = await post(client, "/log-likelihood", {**body, "alpha": least})
+    assert answer["alpha"] == least
+
+
+async def test_a_calibration_by_folds_has_no_conditional_guarantee(app: FastAPI, x: Any) -> None:
+    flows: Flows = app.state.flows
+    manifest = flows.manifest(IMAGES)
+    assert manifest.calibration is not None
+    by_folds = manifest.calibration.model_copy(update={"approximate": True})
+    approximate = manifest.model_copy(update={"calibration": by_folds})
+    options = ScoreOptions.model_validate({"guarantee": "conditional", "alpha": 0.2})
+    with pytest.raises(Unprocessable, match="calibrated by folds"):
+        await flows.score(Budget(), approximate, x.astype(np.float32), options)
+
+
+async def test_what_a_model_is_scored_by_can_be_asked(client: httpx.AsyncClient, images: Artifact) -> None:
+    about = (await client.get(f"/models/{IMAGES}")).json()
+    assert about["scoring"]["default"] == "density"
+    assert about["scoring"]["codec"] == "png"
+    assert "complexity" in about["scoring"]["density"]
+    scores = about["scoring"]["scores"]
+    answer = await post(client, "/log-likelihood", {"inputs": images.manifest.golden.inputs, "scores": scores})
+    assert list(answer["scores"]) == scores
 
 
 async def test_the_setting_of_alpha_stands_between_the_requests_and_the_artifacts(models_dir: Path) -> None:
@@ -233,10 +274,18 @@ async def test_the_setting_of_alpha_stands_between_the_requests_and_the_artifact
             assert (await post(client, "/log-likelihood", {"inputs": [[0.1, 990, 4]]}))["alpha"] == 0.25
             own = await post(client, "/log-likelihood", {"inputs": [[0.1, 990, 4]], "alpha": 0.5})
             assert own["alpha"] == 0.5
+            calibration = (await client.get(f"/models/{TABLE}")).json()["calibration"]
+            assert calibration["alpha"] == 0.25
+            known = open_artifact(models_dir / f"{TABLE}.pt").manifest.calibration
+            assert known is not None
+            scores = known.arrays["negative_log_likelihood"]
+            assert calibration["threshold"] == highest_normal_score(scores, 0.25)
 
 
 async def test_a_setting_of_alpha_that_could_never_fire_refuses_to_start(models_dir: Path) -> None:
     app = create_app(Settings(models=[models_dir], device="cpu", threads=1, plan="frozen", alpha=0.001))
-    with pytest.raises(ArtifactError, match=r"GLOW_ALPHA is 0.001, but must be at least 0.00990099, the smallest"):
+    with pytest.raises(
+        ArtifactError, match=r"GLOW_ALPHA is 0.001, but must be at least 0.009900990099009901, the smallest"
+    ):
         async with app.router.lifespan_context(app):
             pass

@@ -53,10 +53,10 @@ GOOD = [[0.0] * 64]
         ("/log-likelihood", {"inputs": ["aGVsbG8="]}, 400, "inputs[0] is not a readable PNG or JPEG"),
         ("/log-likelihood", {"inputs": GOOD, "alpa": 1}, 422, "unknown option 'alpa'"),
         ("/log-likelihood", {"inputs": GOOD, "alpha": 0}, 422, "alpha: Input should be greater than 0"),
-        ("/log-likelihood", {"inputs": GOOD, "alpha": 0.001}, 422, "alpha must be at least 0.00990099"),
+        ("/log-likelihood", {"inputs": GOOD, "alpha": 0.001}, 422, "alpha must be at least 0.009900990099009901"),
         ("/log-likelihood", {"inputs": GOOD, "alpha": "0.1"}, 422, "alpha: Input should be a valid number"),
         ("/log-likelihood", {"inputs": GOOD, "fdr": 1}, 422, "fdr: Input should be less than 1"),
-        ("/log-likelihood", {"inputs": GOOD, "fdr": 0.001}, 422, "fdr must be at least 0.00990099"),
+        ("/log-likelihood", {"inputs": GOOD, "fdr": 0.001}, 422, "fdr must be at least 0.009900990099009901"),
         ("/log-likelihood", {"inputs": GOOD, "fdr": 0.1, "alpha": 0.1}, 422, "give no alpha and no guarantee"),
         ("/log-likelihood?alpha=0.1", {"inputs": GOOD, "fdr": 0.1}, 422, "give no alpha and no guarantee"),
         (

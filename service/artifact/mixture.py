@@ -16,7 +16,7 @@ _FAR = 1e100  # standard deviations: further out nothing changes, and nothing ov
 class Mixture(BaseModel):
     """p(t) = sum_k w_k N(t; m_k, (A_k A_k^T)^-1) over d statistics, each scaled to u = (t - shift) / scale first.
 
-    The density is that of u. Source of the fit: ``model.statistics``.
+    The density is that of u. Source of the fit: ``model.density``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from service.artifact.mixture import Mixture
 from service.scores import (
@@ -28,6 +28,12 @@ class Density(BaseModel):
 
     statistics: list[str]
     mixture: Mixture
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Density:
+        if len(self.statistics) != len(self.mixture.shift):
+            raise ValueError(f"mixture must be over {len(self.statistics)} statistics, got {len(self.mixture.shift)}")
+        return self
 
     def score(self, statistics: Mapping[str, FloatArray]) -> FloatArray:
         """-log q(t) of the statistics by name, each (B,): (B,) nats."""

@@ -20,8 +20,8 @@ _NPY: Schema = {
 _ARROW: Schema = {
     **BINARY,
     "description": "Arrow IPC stream. Rows of a table by column name; images and latents as one column `inputs` or "
-    "`latents` of lists. Answers have a column for each array; their metadata holds model, version, alpha or fdr, and "
-    "seed.",
+    "`latents` of lists. Answers have a column for each array; their metadata holds model, version, alpha, level or "
+    "fdr, and seed.",
 }
 _BINARY_SCHEMAS = {npy.MEDIA_TYPE: _NPY, arrow.MEDIA_TYPE: _ARROW}
 NUMBERS: Schema = {"type": "array", "items": {"type": "number"}}
@@ -117,7 +117,8 @@ _BINARY_HEADERS: dict[str, Any] = {
         ("x-glow-model", "Name of the model", "string"),
         ("x-glow-version", "Version of the model", "string"),
         ("x-glow-seed", "Seed of the samples", "integer"),
-        ("x-glow-alpha", "Largest p-value of an anomaly", "number"),
+        ("x-glow-alpha", "Share of false alarms that is accepted", "number"),
+        ("x-glow-level", "Largest p-value of an anomaly under guarantee conditional", "number"),
         ("x-glow-fdr", "Level of Benjamini-Hochberg", "number"),
     )
 }

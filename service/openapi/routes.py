@@ -59,9 +59,11 @@ LOG_LIKELIHOOD = route(
                 "is_anomaly": {
                     "type": "array",
                     "items": {"type": "boolean"},
-                    "description": "p_value <= alpha or, given fdr, flagged by Benjamini-Hochberg.",
+                    "description": "p_value <= alpha or, given guarantee conditional, p_value <= level or, given fdr, "
+                    "flagged by Benjamini-Hochberg.",
                 },
                 "alpha": {"type": "number", "description": "Unless fdr is given."},
+                "level": {"type": "number", "description": "Given guarantee conditional: what keeps to alpha."},
                 "fdr": {"type": "number", "description": "Where it is given."},
                 "contributions": _CONTRIBUTIONS,
                 "scores": {
@@ -164,6 +166,11 @@ _MODEL_SCHEMA = {
             "type": "array",
             "items": {"type": "number"},
             "description": "Of pixels: smallest and largest.",
+        },
+        "scoring": {
+            "type": "object",
+            "description": "Names of the default score and of all scores; H of typicality; the picture's codec and the "
+            "statistics under the density, where there are any.",
         },
         "calibration": {
             "type": "object",

@@ -11,6 +11,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 CONFIDENCE = 0.95  # of the guarantee over calibration sets
+_ROUNDING = 1e-9  # of sums over calibration rows, which must not refuse the alpha that is named as the least
 
 
 def p_values(scores: FloatArray, calibration: FloatArray) -> FloatArray:
@@ -55,8 +56,8 @@ def benjamini_hochberg_threshold(distinct: FloatArray, counts: npt.NDArray[np.in
 
 
 def smallest_conditional_alpha(num_calibration: int) -> float:
-    """The smallest alpha that ``conditional_level`` has an answer for: 1 - 0.05^(1 / m)."""
-    return -math.expm1(math.log1p(-CONFIDENCE) / num_calibration)
+    """The smallest alpha that ``conditional_level`` has an answer for: 1 - 0.05^(1 / m), rounded up."""
+    return -math.expm1(math.log1p(-CONFIDENCE) / num_calibration) * (1 + _ROUNDING)
 
 
 @lru_cache(256)
@@ -73,6 +74,6 @@ def conditional_level(alpha: float, num_calibration: int) -> float | None:
     log_choices = log_factorials[-1] - log_factorials - log_factorials[::-1]
     log_probabilities = log_choices + counts * math.log(alpha) + counts[::-1] * math.log1p(-alpha)
     at_least = np.exp(log_probabilities)[::-1].cumsum()[::-1]  # P(k or more successes)
-    enough = np.flatnonzero(at_least >= CONFIDENCE)
+    enough = np.flatnonzero(at_least >= CONFIDENCE * (1 - _ROUNDING))
     k = int(enough[-1])
     return k / (num_calibration + 1) if k else None
