@@ -1,10 +1,11 @@
 """False alarms of the shipped artifacts among normal rows new to them: ``python -m benchmarks.false_alarms``.
 
-Of an artifact with 2,000 calibration and test rows or more, the number of test rows that it flags at each alpha has to
-lie in the band that holds 99.9 % of all cases where the p-values are right: with m calibration rows and l = floor((m +
-1) alpha), n test rows have BetaBinomial(n, l, m + 1 - l) false alarms. Of one with fewer, calibration and test rows are
-pooled and divided anew 200 times at random, and the mean rate has to lie within 3 standard errors of l / (m + 1).
-Scores are those of reproducible passes, as in ``service.calibrate``. Ends with exit code 1 where a rate is outside.
+The number of test rows that an artifact flags at each alpha has to lie in the band that holds 99.9 % of all cases where
+the p-values are right: with m calibration rows and l = floor((m + 1) alpha), n test rows have BetaBinomial(n, l, m + 1 -
+l) false alarms. With fewer than 2,000 calibration and test rows that band is wide, so they are also pooled and divided
+anew 200 times at random, and the mean rate has to lie within 3 standard errors of l / (m + 1); that tells whether
+p-values are right, not whether the shipped division is. Scores are those of reproducible passes, as in
+``service.calibrate``. Ends with exit code 1 where a rate is outside.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ def rates_of_many(calibration: FloatArray, test: FloatArray) -> Iterator[Rate]:
     p = p_values(test, calibration)
     for alpha in ALPHAS:
         rank = math.floor(total * alpha)
+        if not rank:  # no p-value is so small
+            continue
         low, high = betabinom.ppf([(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], num, rank, total - rank)
         yield Rate(alpha, float((p <= alpha).mean()), low / num, high / num)
 
@@ -88,20 +91,28 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     engine = Engine(read_settings(models=[EMBEDDED_ARTIFACTS], default_model=None, plan="auto", cache_dir=None))
     engine.warm_up(reproducible_only=True)
-    print("| artifact | score | calibration | test | alpha | false alarms | may be | inside |\n" + "|---" * 8 + "|")
+    print(
+        "| artifact | score | calibration | test | division | alpha | false alarms | may be | inside |\n"
+        + "|---" * 9
+        + "|"
+    )
     outside = 0
     for name, manifest in engine.manifests.items():
         assert manifest.calibration is not None
         for score, test in held_out_scores(engine, manifest, args.data_dir).items():
             calibration = manifest.calibration.arrays[score]
-            few = len(calibration) + len(test) < FEW_ROWS
-            for rate in (rates_of_few if few else rates_of_many)(calibration, test):
-                outside += not rate.inside
-                print(
-                    f"| {name} | {score} | {len(calibration)} | {len(test)} | {rate.alpha:g} | {rate.achieved:.4f} | "
-                    f"{rate.lowest:.4f} to {rate.highest:.4f} | {'yes' if rate.inside else 'NO'} |",
-                    flush=True,
-                )
+            divisions = {"as shipped": rates_of_many(calibration, test)}
+            if len(calibration) + len(test) < FEW_ROWS:
+                divisions[f"{SPLITS} divisions"] = rates_of_few(calibration, test)
+            for division, rates in divisions.items():
+                for rate in rates:
+                    outside += not rate.inside
+                    print(
+                        f"| {name} | {score} | {len(calibration)} | {len(test)} | {division} | {rate.alpha:g} | "
+                        f"{rate.achieved:.4f} | {rate.lowest:.4f} to {rate.highest:.4f} | "
+                        f"{'yes' if rate.inside else 'NO'} |",
+                        flush=True,
+                    )
     if outside:
         raise SystemExit(1)
 
