@@ -1,8 +1,8 @@
 """False alarms of the shipped artifacts among normal rows new to them: ``python -m benchmarks.false_alarms``.
 
 The number of test rows that an artifact flags at each alpha has to lie in the band that holds 99.9 % of all cases where
-the p-values are right: with m calibration rows and l = floor((m + 1) alpha), n test rows have BetaBinomial(n, l, m + 1 -
-l) false alarms. With fewer than 2,000 calibration and test rows that band is wide, so they are also pooled and divided
+p-values are right: with m calibration rows and l = floor((m + 1) alpha), n test rows have BetaBinomial(n, l, m + 1 - l)
+false alarms. With fewer than 2,000 calibration and test rows that band is wide, so they are also pooled and divided
 anew 200 times at random, and the mean rate has to lie within 3 standard errors of l / (m + 1); that tells whether
 p-values are right, not whether the shipped division is. Scores are those of reproducible passes, as in
 ``service.calibrate``. Ends with exit code 1 where a rate is outside.

@@ -216,6 +216,8 @@ class Flows:
 
     def _check_level(self, manifest: Manifest, options: ScoreOptions) -> None:
         """Raise Unprocessable for a level that can flag nothing, or not with the guarantee that is wanted."""
+        if options.alpha is options.fdr is options.guarantee is None:  # as in most requests
+            return
         calibration = manifest.calibration
         num_rows = None if calibration is None else calibration.num_rows
         check_level(manifest.name, num_rows, alpha=options.alpha, fdr=options.fdr, guarantee=options.guarantee)
