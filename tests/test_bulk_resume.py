@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def test_a_run_goes_on_from_whatever_a_loss_of_power_leaves(
     with monkeypatch.context() as patches:
         patches.setattr(spool.Spool, "append", copied(spool.Spool.append))
         patches.setattr("service.score.spool.write_whole", copied(write_whole))
-        patches.setattr("service.score.command.write_whole", copied(write_whole))
+        patches.setattr(spool.Spool, "finish", copied(spool.Spool.finish))
         score_file(table, source, out)
     whole, refused = out.read_bytes(), rejected.read_bytes()
     assert len(refused.splitlines()) == 15
@@ -77,6 +77,75 @@ def test_a_run_goes_on_from_whatever_a_loss_of_power_leaves(
     assert min(begun_at) == 0
     assert max(begun_at) == 150
     assert len(begun_at) > 3
+
+
+@pytest.mark.parametrize("function", ["finish", "write_whole", "copyfile", "discard", "unlink", "rmtree"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_run_that_is_killed_at_its_end_goes_on_to_the_same_files(
+    table: EngineTarget, tmp_path: Path, function: str, when: str
+) -> None:
+    rows = bad_rows_of_table(60)
+    out, whole = tmp_path / "out.csv", tmp_path / "whole.csv"
+    owner: Any = {"write_whole": spool, "copyfile": shutil, "rmtree": shutil, "unlink": Path}.get(function, spool.Spool)
+    kept = getattr(owner, function)
+
+    def killed(*args: Any, **kwargs: Any) -> Any:
+        if function in ("write_whole", "unlink") and (args[0].name == "state.json") == (function == "write_whole"):
+            return kept(*args, **kwargs)
+        if when == "after":
+            kept(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    none = rows.set_column(1, "a", pa.nulls(60, pa.float64()))
+    for some in (rows, none):
+        source = write_parquet(some, tmp_path / "x")
+        expected = pytest.raises(UsageError, match="none of 60 rows") if some is none else nullcontext()
+        with expected:
+            score_file(table, source, whole)
+        with pytest.MonkeyPatch.context() as patches:
+            patches.setattr(owner, function, killed)
+            with pytest.raises(KeyboardInterrupt):
+                score_file(table, source, out)
+        assert {path.name for path in tmp_path.glob("out.csv.*")} <= {"out.csv.partial", "out.csv.rejected.csv"}
+        expected = pytest.raises(UsageError, match="none of 60 rows") if some is none else nullcontext()
+        with expected:
+            score_file(table, source, out)
+        assert out.read_bytes() == whole.read_bytes()  # of the rows before, where none can be scored
+        assert spool.rejected_of(out).read_bytes() == spool.rejected_of(whole).read_bytes()
+        assert not spool.folder_of(out).exists()
+
+
+def test_the_same_command_says_the_same_of_rows_of_which_none_can_be_scored(
+    table: EngineTarget, tmp_path: Path
+) -> None:
+    none = rows_of_table(20).set_column(1, "a", pa.nulls(20, pa.float64()))
+    source, out = write_parquet(none, tmp_path / "x"), tmp_path / "out.csv"
+    for _ in range(2):
+        with pytest.raises(UsageError, match=r"none of 20 rows can be scored; .*out.csv.rejected.csv"):
+            score_file(table, source, out)
+        assert [path.name for path in tmp_path.glob("out*")] == ["out.csv.rejected.csv"]
+
+
+def test_what_a_killed_run_wrote_of_its_output_is_removed(table: EngineTarget, tmp_path: Path) -> None:
+    source, out = write_npy(tiny_table(100).fit.x, tmp_path / "x"), tmp_path / "out.csv"
+    seen: list[list[str]] = []
+    with unfinished_bytes(table, source, out):
+        folder = spool.folder_of(out)
+        (folder / "whole.0123456789abcdef.partial").write_text("row,")
+
+        def observed(self: spool.Spool, fill: Any) -> None:
+            def filled(path: Path) -> None:
+                fill(path)
+                seen.append([found.name for found in tmp_path.glob("**/*.partial")])
+
+            self._put(out, filled)
+
+        with pytest.MonkeyPatch.context() as patches:
+            patches.setattr(spool.Spool, "write", observed)
+            score_file(table, source, out)
+    (names,) = seen
+    assert len(names) == 2  # the folder, and what is being written in it
+    assert "whole.0123456789abcdef.partial" not in names
 
 
 SLOWLY = """
@@ -217,7 +286,7 @@ def test_two_runs_do_not_write_one_file(table: EngineTarget, tmp_path: Path) -> 
 def unfinished_bytes(table: EngineTarget, source: Path, out: Path) -> Iterator[None]:
     """A run whose output could not be written."""
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr(command, "write_whole", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        patches.setattr(spool.Spool, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
         with pytest.raises(OSError, match="No space left"):
             score_file(table, source, out, restart=True)
     yield

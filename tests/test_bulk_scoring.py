@@ -151,11 +151,13 @@ def test_wrong_use_ends_with_one_line_and_exit_code_2(
     artifact = models_dir / "tiny-table.pt"
     source, out = write_parquet(rows_of_table(20), tmp_path / "x"), tmp_path / "out.csv"
     clash = write_parquet(rows_of_table(20).rename_columns(["score", "a", "b", "count", "n"]), tmp_path / "clash")
+    rejected = write_csv(rows_of_table(20), tmp_path / "out.csv.rejected.csv")
     nested = write_parquet(rows_of_table(20).append_column("l", pa.array([[1]] * 20)), tmp_path / "nested")
     for arguments, message in (
         ([artifact, source], "the following arguments are required: OUT (--help tells more)"),
         ([artifact, source, tmp_path / "out.txt"], "out.txt: unknown kind of file; expected .parquet, .csv, .npy"),
         ([artifact, source, source], f"{source}: is the data itself, which is not overwritten; name another file"),
+        ([artifact, rejected, out], f"{rejected}: is the data itself, which is not overwritten; name another file"),
         ([artifact, source, tmp_path / "no" / "out.csv"], "must be a file name in a folder that exists"),
         ([artifact, tmp_path / "no.csv", out], "no.csv: no such file or folder"),
         ([models_dir, source, out], "is a folder; expected one artifact or the address of a service"),
@@ -186,6 +188,7 @@ def test_wrong_use_ends_with_one_line_and_exit_code_2(
         assert message in stderr
         assert stderr.startswith("error: ")
         assert stderr.count("\n") == 1
+    rejected.unlink()
     assert [path.name for path in tmp_path.glob("out*")] == ["out.csv.partial"]
     main([str(artifact), str(clash), str(out), "--id", "n", "--reproducible"])  # nothing was lost that could stop it
     assert [path.name for path in tmp_path.glob("out*")] == ["out.csv"]

@@ -21,14 +21,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from service.artifact import write_whole
 from service.cli import Parser, Progress, UsageError, check_output
 from service.files import IMAGE_SUFFIXES, Batch, RowFile, open_rows
 from service.flows import check_level
 from service.machine import peak_bytes
 from service.options import score_names
 from service.score.sinks import SINKS, Sink, check_ids, sink_of
-from service.score.spool import Spool, folder_of, sync_folder
+from service.score.spool import Spool, folder_of, rejected_of
 from service.score.targets import Array, EngineTarget, ServiceTarget, Target
 from service.scores import benjamini_hochberg_threshold
 
@@ -114,10 +113,11 @@ def score_file(
         if _describe(source) != run["input"]:
             raise UsageError(f"{source}: has changed while it was read; --restart begins afresh")
         if not spool.scored:
-            raise UsageError(f"{source}: none of {spool.rows} rows can be scored; {spool.finish() or 'it is empty'}")
+            rejected_file = spool.finish()
+            spool.discard()
+            raise UsageError(f"{source}: none of {spool.rows} rows can be scored; {rejected_file or 'it is empty'}")
         threshold = _threshold(spool, alpha, fdr)
-        anomalies = _write(sink, spool, out, threshold)
-        sync_folder(out.parent)
+        anomalies = _write(sink, spool, threshold)
         rejected_file = spool.finish()
         spool.discard()
         seconds = time.monotonic() - started
@@ -218,7 +218,7 @@ def _threshold(spool: Spool, alpha: float | None, fdr: float | None) -> float | 
     return benjamini_hochberg_threshold(distinct, np.array([counts[value] for value in distinct]), fdr)
 
 
-def _write(sink: Sink, spool: Spool, out: Path, threshold: float | None) -> int | None:
+def _write(sink: Sink, spool: Spool, threshold: float | None) -> int | None:
     """Write the output, whole or not at all; returns the number of anomalies."""
     schema = spool.schema()
     flags: list[int] = []
@@ -233,7 +233,7 @@ def _write(sink: Sink, spool: Spool, out: Path, threshold: float | None) -> int 
 
     if threshold is not None:
         schema = schema.append(pa.field(_FLAG, pa.bool_()))
-    write_whole(out, lambda path: sink(path, schema, spool.scored, tables()))
+    spool.write(lambda path: sink(path, schema, spool.scored, tables()))
     return None if threshold is None else sum(flags)
 
 
@@ -286,7 +286,8 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
     is_url = args.target.startswith(("http://", "https://"))
-    check_output(args.out, data=args.source, **({} if is_url else {"artifact": Path(args.target)}))
+    for path in (args.out, rejected_of(args.out)):
+        check_output(path, data=args.source, **({} if is_url else {"artifact": Path(args.target)}))
     sink_of(args.out)
     target: Target
     if is_url:

@@ -14,7 +14,7 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,8 @@ class Spool(AbstractContextManager["Spool"]):
         except OSError:
             self._lock.close()
             raise UsageError(f"{out}: is being written by another run") from None
+        for left_over in self.folder.glob("*.partial"):  # of a run that was killed
+            left_over.unlink()
         try:
             if not restart:
                 self._state = self._resumed(run)
@@ -144,18 +146,31 @@ class Spool(AbstractContextManager["Spool"]):
         self._scored.flush()
         return pa.ipc.open_stream(pa.OSFile(str(self.folder / "rows.arrow"), "rb"))
 
+    def write(self, fill: Callable[[Path], object]) -> None:
+        """Let ``fill`` write the output, which is then whole, or what it was before."""
+        self._put(self._out, fill)
+
     def finish(self) -> Path | None:
-        """Put the rejected rows beside the output, which is whole; returns their path, or None where there are none."""
-        path = self._out.with_name(f"{self._out.name}.rejected.csv")
-        if self.rejected:
-            (self.folder / "rejected.csv").replace(path)
-        else:
-            path.unlink(missing_ok=True)
+        """Put the rejected rows beside the output; returns their path, or None where there are none."""
+        path = rejected_of(self._out)
+        if self.rejected:  # a copy: what the state counts stays until there is no state
+            self._put(path, lambda copy: shutil.copyfile(self.folder / "rejected.csv", copy))
+            return path
+        path.unlink(missing_ok=True)
         sync_folder(path.parent)
-        return path if self.rejected else None
+        return None
+
+    def _put(self, path: Path, fill: Callable[[Path], object]) -> None:
+        """Write a file in the folder, where a run that is killed may leave it, and move it."""
+        whole = self.folder / "whole"
+        write_whole(whole, fill)
+        whole.replace(path)
+        sync_folder(path.parent)
 
     def discard(self) -> None:
-        """Remove the folder."""
+        """Remove the folder, the state first: without it the rest counts for nothing."""
+        (self.folder / "state.json").unlink()
+        sync_folder(self.folder)
         shutil.rmtree(self.folder)
 
     def __exit__(self, *_: object) -> None:
@@ -167,6 +182,11 @@ class Spool(AbstractContextManager["Spool"]):
 def folder_of(out: Path) -> Path:
     """Where a run keeps what it has done."""
     return out.with_name(f"{out.name}.partial")
+
+
+def rejected_of(out: Path) -> Path:
+    """Where a run puts the rows that the model does not take; what is there before goes."""
+    return out.with_name(f"{out.name}.rejected.csv")
 
 
 def sync_folder(folder: Path) -> None:
