@@ -73,6 +73,8 @@ class RowFile:
         for part in _guarded(self.path, self._parts):
             if start < skipped:
                 start += part.num_rows
+                if start > skipped:
+                    break
                 continue
             taken, faults = _sift(part.read, _without(part.num_rows, part.faults))
             faults = part.faults | faults
@@ -83,6 +85,9 @@ class RowFile:
             ids = pa.record_batch([_plain(column) for column in part.ids], schema=self.ids)
             yield Batch(part.num_rows, rows, start + positions, refused, start, ids)
             start += part.num_rows
+            skipped = start
+        if start != skipped:
+            raise FileError(f"{self.path}: no batch begins with row {skipped}; --restart begins afresh")
 
 
 @dataclass(frozen=True)
@@ -178,11 +183,17 @@ def _open_parquet(path: Path, manifest: Signature, ids: Sequence[str] | None) ->
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if isinstance(kind, pa.DictionaryType) else kind
+    """Without dictionaries, which batches need not share, and views, which cannot be taken from or written."""
+    if isinstance(kind, pa.DictionaryType):
+        return _plain_type(kind.value_type)
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    return pa.large_binary() if pa.types.is_binary_view(kind) else kind
 
 
 def _plain(array: pa.Array[Any]) -> pa.Array[Any]:
-    return array.dictionary_decode() if isinstance(array, pa.DictionaryArray) else array
+    kind = _plain_type(array.type)
+    return array if array.type == kind else array.cast(kind)
 
 
 def _open_csv(path: Path, manifest: Signature, ids: Sequence[str] | None) -> RowFile:
@@ -344,12 +355,17 @@ def _array_part(array: Array, manifest: Signature) -> _Part:
     return _Part(len(array), {}, lambda chosen: inputs_from_array(array[chosen], manifest), [])
 
 
+def image_files(folder: Path) -> list[Path]:
+    """Images in a folder and those below it, in the order of their paths."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+
+
 def _open_folder(path: Path, manifest: Signature, ids: Sequence[str] | None) -> RowFile:
     ids = _check_ids(path, [_FILE], [], ids)
     value_range = manifest.value_range
     if value_range is None or not manifest.is_picture:
         raise FileError(f"{path}: is a folder, but {manifest.name} takes no pictures; expected a file")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    files = image_files(path)
     if not files:
         raise FileError(f"{path}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
 

@@ -17,6 +17,7 @@ from service.cli import UsageError, run_command
 from service.errors import Unprocessable
 from service.score import command
 from service.score.command import Summary, main, score_file
+from service.score.spool import folder_of, rejected_of
 from service.score.targets import EngineTarget
 from service.scores import benjamini_hochberg
 from tests.bulk import ANSWERS, bad_rows_of_table, read, rows_of_table, target_of
@@ -129,6 +130,55 @@ def test_rows_are_flagged_over_the_whole_file(table: EngineTarget, tmp_path: Pat
             np.testing.assert_array_equal(found["is_anomaly"].to_numpy(), expected)
             assert (summary.anomalies, summary.alpha, summary.fdr) == (expected.sum(), None, fdr)
     assert expected.any()
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_text_of_every_type_identifies_rows(
+    table: EngineTarget, tmp_path: Path, small_batches: None, kind: pa.DataType
+) -> None:
+    rows = bad_rows_of_table(40)
+    names = rows["name"].to_pylist()
+    source = write_parquet(rows.set_column(0, "name", pa.array(names).cast(kind)), tmp_path / "x")
+    kept = [name for i, name in enumerate(names) if i % 11 != 5]
+    for suffix in (".csv", ".parquet"):
+        out = tmp_path / f"out{suffix}"
+        score_file(table, source, out, ids=["name"])
+        assert read(out)["name"] == kept
+        assert [line.split(",")[1] for line in rejected_of(out).read_text().splitlines()[1:]] == names[5::11]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([b"\xff"] * 20),
+        pa.array([b"\xff"] * 20, pa.large_binary()),
+        pa.array([b"\xff"] * 20, pa.binary(1)),
+        pa.array([b"\xff"] * 20, pa.binary_view()),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_bytes_are_no_text_and_refused_before_anything_is_scored(
+    table: EngineTarget, tmp_path: Path, values: Any
+) -> None:
+    source = write_parquet(rows_of_table(20).append_column("digest", values), tmp_path / "x")
+    score_file(table, source, tmp_path / "out.parquet")
+    assert read(tmp_path / "out.parquet")["digest"] == [b"\xff"] * 20
+    with pytest.raises(
+        UsageError, match=r"out.csv: cannot hold column 'digest', .*; choose others \(--id\) or .parquet"
+    ):
+        score_file(table, source, tmp_path / "out.csv")
+    assert not folder_of(tmp_path / "out.csv").exists()
+
+
+def test_what_cannot_be_written_names_the_output(
+    table: EngineTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.score.sinks._NOT_TEXT", ())
+    source = write_parquet(rows_of_table(20).append_column("digest", pa.array([b"\xff"] * 20)), tmp_path / "x")
+    with pytest.raises(UsageError, match=r"out.csv: cannot be written: "):
+        score_file(table, source, tmp_path / "out.csv")
 
 
 def test_a_model_without_p_values_gives_likelihoods_alone(models_dir: Path, tmp_path: Path) -> None:

@@ -337,3 +337,15 @@ def test_memory_is_that_of_a_batch(
     tracemalloc.stop()
     assert num == 200_000
     assert peak < 3e6
+
+
+def test_reading_goes_on_only_where_a_batch_begins(
+    mixed: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_BATCH_ROWS", 4)
+    opened = open_rows(write_csv(pa.concat_tables([TABLE] * 3), tmp_path / "x"), mixed)
+    for start in (0, 4, 8, 12):
+        assert sum(batch.num_rows for batch in opened.batches(start)) == 12 - start
+    for start in (3, 10, 16):
+        with pytest.raises(FileError, match=f"no batch begins with row {start}; --restart begins afresh"):
+            list(opened.batches(start))

@@ -22,7 +22,7 @@ import pyarrow as pa
 import torch
 
 from service.cli import Parser, Progress, UsageError, check_output
-from service.files import IMAGE_SUFFIXES, Batch, RowFile, open_rows
+from service.files import Batch, RowFile, image_files, open_rows
 from service.flows import check_level
 from service.machine import peak_bytes
 from service.options import score_names
@@ -117,7 +117,7 @@ def score_file(
             spool.discard()
             raise UsageError(f"{source}: none of {spool.rows} rows can be scored; {rejected_file or 'it is empty'}")
         threshold = _threshold(spool, alpha, fdr)
-        anomalies = _write(sink, spool, threshold)
+        anomalies = _write(sink, spool, out, threshold)
         rejected_file = spool.finish()
         spool.discard()
         seconds = time.monotonic() - started
@@ -143,7 +143,7 @@ def score_file(
 def _describe(source: Path) -> str:
     """Which file it is, as far as can be told without reading it."""
     if source.is_dir():
-        files = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        files = image_files(source)
         about = [f"{path.relative_to(source)}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files]
         digest = hashlib.sha256("\n".join(about).encode(errors="surrogateescape")).hexdigest()
         return f"{source.resolve()}, {len(files)} images {digest[:12]}"
@@ -198,6 +198,8 @@ def _scored(batch: Batch, answer: dict[str, Array]) -> pa.RecordBatch | None:
 
 def _rejected(batch: Batch) -> list[list[Any]]:
     """Position, ids and reason of each row that was refused."""
+    if not batch.refused:
+        return []
     ids = batch.ids.take(np.fromiter(batch.refused, np.int64) - batch.start)
     columns = [column.to_pylist() for column in ids.columns]
     return [
@@ -218,7 +220,7 @@ def _threshold(spool: Spool, alpha: float | None, fdr: float | None) -> float | 
     return benjamini_hochberg_threshold(distinct, np.array([counts[value] for value in distinct]), fdr)
 
 
-def _write(sink: Sink, spool: Spool, threshold: float | None) -> int | None:
+def _write(sink: Sink, spool: Spool, out: Path, threshold: float | None) -> int | None:
     """Write the output, whole or not at all; returns the number of anomalies."""
     schema = spool.schema()
     flags: list[int] = []
@@ -233,18 +235,23 @@ def _write(sink: Sink, spool: Spool, threshold: float | None) -> int | None:
 
     if threshold is not None:
         schema = schema.append(pa.field(_FLAG, pa.bool_()))
-    spool.write(lambda path: sink(path, schema, spool.scored, tables()))
+    try:
+        spool.write(lambda path: sink(path, schema, spool.scored, tables()))
+    except pa.ArrowException as error:
+        raise UsageError(f"{out}: cannot be written: {error}") from error
     return None if threshold is None else sum(flags)
 
 
 def _parts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
     """The same rows in fewer pieces."""
     group: list[pa.RecordBatch] = []
+    num_rows = 0
     for batch in batches:
         group.append(batch)
-        if sum(part.num_rows for part in group) >= PART_ROWS:
+        num_rows += batch.num_rows
+        if num_rows >= PART_ROWS:
             yield pa.Table.from_batches(group)
-            group = []
+            group, num_rows = [], 0
     if group:
         yield pa.Table.from_batches(group)
 

@@ -52,6 +52,15 @@ def sink_of(out: Path) -> Sink:
     return SINKS[out.suffix]
 
 
+_NOT_TEXT = (
+    types.is_nested,
+    types.is_binary,
+    types.is_large_binary,
+    types.is_fixed_size_binary,
+    types.is_interval,
+)
+
+
 def check_ids(out: Path, ids: pa.Schema) -> None:
     """Raise UsageError for a column that the kind of file cannot hold."""
     for field in ids:
@@ -59,7 +68,7 @@ def check_ids(out: Path, ids: pa.Schema) -> None:
             raise UsageError(
                 f"{out}: holds numbers by the row alone; name no columns (--id), or write .parquet or .csv"
             )
-        if out.suffix == ".csv" and types.is_nested(field.type):
+        if out.suffix == ".csv" and any(check(field.type) for check in _NOT_TEXT):
             raise UsageError(
                 f"{out}: cannot hold column {field.name!r}, {field.type}; choose others (--id) or .parquet"
             )
