@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ class Engine:
         self._forms = choose_forms(settings.plan, self.device)
         self._runners: dict[str, Runner] = {}
         self._schedules: dict[tuple[str, Operation], Schedule] = {}
+        self._halving = threading.Lock()
         self._canonical: dict[str, Canonical] = {}
         for path in find_artifacts(settings.models):
             artifact = open_artifact(path)
@@ -132,37 +134,43 @@ class Engine:
         A pass that does not fit into memory is tried once more, in halves where the answer need not be reproducible.
         Raises OutOfMemory where that does not fit either; smaller requests are then still answered.
         """
+        schedule = None if call.reproducible else self._schedules[call.model, call.operation]
         try:
-            return self._run(call, rows)
+            return self._run(call, rows, schedule)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Outside of the handler, whose traceback holds on to the tensors of the failed pass.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if not call.reproducible:  # whose passes are of one size, or its bits were others
-            self._halve(call)
+        if schedule is not None:  # reproducible passes are of one size, or their bits were others
+            schedule = self._halved(call, schedule)
         try:
-            return self._run(call, rows)
+            return self._run(call, rows, schedule)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         raise OutOfMemory(f"no memory for {len(rows)} rows of {call.model}; send fewer, or come back")
 
-    def _halve(self, call: PassKey) -> None:
-        """Do without buckets of more than half of the largest one from now on."""
-        schedule = self._schedules[call.model, call.operation]
-        self._schedules[call.model, call.operation] = schedule.below(schedule.largest)
-        logger.error("out of memory in a pass of %d rows of %s; none so large from now on", schedule.largest, call)
+    def _halved(self, call: PassKey, failed: Schedule) -> Schedule:
+        """Do without the largest bucket of what failed from now on, unless another thread has seen to it."""
+        key = call.model, call.operation
+        with self._halving:
+            if self._schedules[key] is failed:
+                self._schedules[key] = failed.below(failed.largest)
+                logger.error(
+                    "out of memory in a pass of %d rows of %s; none so large from now on", failed.largest, call
+                )
+            return self._schedules[key]
 
-    def _run(self, call: PassKey, rows: Array) -> tuple[Array, ...]:
+    def _run(self, call: PassKey, rows: Array, schedule: Schedule | None) -> tuple[Array, ...]:
+        """Run by a schedule; for None by the one pass that is reproducible."""
         runner = self._runners[call.model]
-        if call.reproducible:
+        if schedule is None:
             canonical = self._canonical[call.model]
             passes = [(canonical.rows, canonical.plan)] * -(-len(rows) // canonical.rows)
         else:
-            cover = self._schedules[call.model, call.operation].cover(len(rows))
-            passes = [(bucket.rows, bucket.plan) for bucket in cover]
+            passes = [(bucket.rows, bucket.plan) for bucket in schedule.cover(len(rows))]
         parts: list[tuple[Array, ...]] = []
         start = 0
         for num_rows, plan in passes:

@@ -45,8 +45,8 @@ class Plan:
 class Runner:
     """Runs the operations of an artifact over exactly as many rows as it is given, by whatever plan.
 
-    To be called from one thread at a time. Forms of the program are made when a plan first asks for them, until
-    ``keep``; one that cannot be made is not tried again.
+    To be called from one thread at a time; on the CPU from any number of them once ``keep`` was called. Forms of the
+    program are made when a plan first asks for them, until ``keep``; one that cannot be made is not tried again.
     """
 
     def __init__(self, artifact: Artifact, device: torch.device) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from service.artifact import ArtifactError, Operation, golden_rows, within_toler
 from service.engine import CANONICAL_ROWS, Engine, PassKey
 from service.errors import OutOfMemory
 from service.flows import Budget, Flows
+from service.plans import Schedule
 from service.runner import Plan, Runner
 from service.settings import Settings
 
@@ -105,6 +108,25 @@ def test_a_failed_allocation_halves_the_passes_and_tries_again(
     assert cramped.room(call, 10**4).most == largest // 2
 
 
+def test_threads_whose_passes_fail_together_halve_them_once(cramped: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = PassKey("tiny-table", "statistics")
+    largest = cramped.room(call, 10**4).most
+    assert largest > 2
+    together = threading.Barrier(4, timeout=30)
+
+    def failing(call: PassKey, rows: Any, schedule: Schedule) -> tuple[Any, ...]:
+        if schedule.largest == largest:
+            together.wait()  # so that all begin before one halves
+            raise MemoryError
+        return (schedule.largest,)
+
+    monkeypatch.setattr(cramped, "_run", failing)
+    with ThreadPoolExecutor(4) as pool:
+        answers: list[Any] = list(pool.map(cramped.run, [call] * 4, [np.zeros((1, 3))] * 4))
+    assert answers == [(largest // 2,)] * 4
+    assert cramped.room(call, 10**4).most == largest // 2
+
+
 def test_the_plan_of_reproducible_answers_is_kept_warm(engine: Engine) -> None:
     for name, runner in engine._runners.items():
         assert engine._canonical[name].plan.form in runner._forms
@@ -169,7 +191,7 @@ async def test_a_lack_of_memory_is_a_503_and_then_the_service_goes_on(
     example = (await client.get("/models/tiny-images/example")).json()
     with monkeypatch.context() as patch:
         patch.setattr(app.state.flows._engine, "_run", fail)
-        patch.setattr(app.state.flows._engine, "_halve", lambda call: None)
+        patch.setattr(app.state.flows._engine, "_halved", lambda call, failed: failed)
         response = await client.post("/log-likelihood", json={"inputs": example["inputs"]})
     assert (response.status_code, response.json()["code"]) == (503, "out_of_memory")
     assert int(response.headers["retry-after"]) >= 1
