@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
+from service.http_answers import error_of, retry_after_s
 from service.scores import FloatArray, OutlierMethod, outlier_share
 
 MAX_REQUEST_ROWS = 4096  # what a service takes by default
@@ -26,7 +27,7 @@ class RemoteDetector:
 
     Rows are arrays, (N, D) or images (N, C, H, W), or data frames (pandas, polars, pyarrow) whose columns are found by
     name in any order; categories are given by name or by code. Many rows become several requests. A busy service is
-    asked again after its ``Retry-After``.
+    asked again after its ``Retry-After``. As a context manager, it closes its connections at the end.
 
     Parameters:
         service: its address, or an httpx.Client with that ``base_url`` and headers and timeouts of your own.
@@ -39,6 +40,7 @@ class RemoteDetector:
     """
 
     def __init__(self, service: str | httpx.Client, model: str | None = None, *, retries: int = 8) -> None:
+        self._owns_client = not isinstance(service, httpx.Client)
         self._client = service if isinstance(service, httpx.Client) else httpx.Client(base_url=service, timeout=120)
         self._retries = retries
         self.model: str = self._ask("GET", "/models")["default"] if model is None else model
@@ -52,6 +54,17 @@ class RemoteDetector:
         self.approximate_: bool = calibration["approximate"]
         self.threshold_ = float(calibration["threshold"])
         self.offset_ = -self.threshold_
+
+    def close(self) -> None:
+        """Close the connections, but for those of a client that was given."""
+        if self._owns_client:
+            self._client.close()
+
+    def __enter__(self) -> RemoteDetector:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def score_samples(self, X: object) -> FloatArray:
         """Return minus the artifact's score, (N,): of tables log p, nats. Higher is more normal."""
@@ -103,10 +116,10 @@ class RemoteDetector:
             response = self._client.request(method, path, **request)
             if response.status_code not in (429, 503):
                 break
-            time.sleep(min(float(response.headers.get("retry-after", 1)), _LONGEST_WAIT_S))
+            time.sleep(min(retry_after_s(response, 1.0), _LONGEST_WAIT_S))
         else:
             response = self._client.request(method, path, **request)
         if response.status_code in (400, 404, 413, 415, 422):
-            raise ValueError(response.json()["error"])
+            raise ValueError(error_of(response))
         answer: dict[str, Any] = response.raise_for_status().json()
         return answer

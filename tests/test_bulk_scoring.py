@@ -132,6 +132,16 @@ def test_rows_are_flagged_over_the_whole_file(table: EngineTarget, tmp_path: Pat
     assert expected.any()
 
 
+def test_the_alpha_of_the_environment_counts_where_none_is_given(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_parquet(rows_of_table(20), tmp_path / "x")
+    monkeypatch.setenv("GLOW_ALPHA", "0.3")
+    target = target_of(models_dir / "tiny-table.pt", tmp_path)
+    assert score_file(target, source, tmp_path / "out.csv").alpha == 0.3
+    assert score_file(target, source, tmp_path / "out.csv", alpha=0.2).alpha == 0.2
+
+
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
 )

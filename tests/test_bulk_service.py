@@ -169,6 +169,24 @@ def test_a_service_is_left_alone_for_as_long_as_it_wants(url: str, monkeypatch: 
     assert 1 <= waits[3] <= 2
 
 
+def test_calibrations_of_as_many_rows_are_told_apart(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    describe = ServiceTarget._describe
+
+    def calibration_of(shift: float) -> str:
+        def shifted(self: ServiceTarget, path: str) -> dict[str, Any]:
+            about = describe(self, path)
+            if "calibration" in about:
+                about["calibration"]["threshold"] += shift
+            return about
+
+        monkeypatch.setattr(ServiceTarget, "_describe", shifted)
+        with closing(ServiceTarget(url, "tiny-table")) as target:
+            assert target.num_calibration == 100
+            return target.calibration
+
+    assert calibration_of(0.0) == calibration_of(0.0) != calibration_of(0.5)
+
+
 def test_a_service_that_takes_fewer_rows_gets_fewer(models_dir: Path, tmp_path: Path, table: EngineTarget) -> None:
     source = write_parquet(rows_of_table(1000), tmp_path / "x")
     score_file(table, source, tmp_path / "here.parquet")

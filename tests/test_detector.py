@@ -2,7 +2,9 @@
 
 import asyncio
 import pickle
+import time
 from collections.abc import Callable
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +301,33 @@ def test_a_busy_service_is_asked_again_when_it_says(monkeypatch: pytest.MonkeyPa
     assert waited == [3, 7]
     with pytest.raises(httpx.HTTPStatusError, match="429"):
         RemoteDetector(stub([httpx.Response(429)] * 3), retries=2).predict(np.zeros((1, 3)))
+
+
+def test_a_date_to_come_back_at_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    dates = [formatdate(time.time() + seconds, usegmt=True) for seconds in (30, 9000, -30)]
+    busy = [httpx.Response(429, headers={"retry-after": text}) for text in (*dates, "soon")]
+    RemoteDetector(stub([*busy, httpx.Response(200, json={"score": [4.0]})])).predict(np.zeros((1, 3)))
+    assert 27 < waited[0] <= 30
+    assert waited[1:] == [60, 0, 1]
+
+
+def test_an_error_of_what_stands_before_the_service_is_told_by_its_status() -> None:
+    detector = RemoteDetector(stub([httpx.Response(413, text="<html>")]))
+    with pytest.raises(ValueError, match=r"^Request Entity Too Large$"):
+        detector.predict(np.zeros((1, 3)))
+
+
+def test_connections_are_closed_but_those_of_a_client_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = stub([])
+    with RemoteDetector(client):
+        pass
+    assert not client.is_closed
+    monkeypatch.setattr(RemoteDetector, "_ask", lambda *_: client.get("/models/m").json())
+    with RemoteDetector("http://t", "m") as own:
+        pass
+    assert own._client.is_closed
 
 
 def test_many_rows_become_several_requests(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import logging
 import random
 import threading
 import time
 from abc import ABC, abstractmethod
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from service.artifact import Signature
 from service.cli import UsageError
 from service.codecs import arrow, npy
 from service.engine import Engine, choose_device
+from service.http_answers import error_of, retry_after_s
 from service.machine import available_cpus
 from service.options import score_names
 from service.scorer import chosen_scores, score_pass, scoring_key, unpack
@@ -83,7 +83,7 @@ class EngineTarget(Target):
         self._names = chosen_scores(self._manifest, None if scores is None else score_names(scores))
         self._key = scoring_key(self._manifest, self._names, reproducible)
         calibration = self._manifest.calibration
-        self.alpha = None if calibration is None else calibration.alpha
+        self.alpha = None if calibration is None else settings.alpha or calibration.alpha
         self.num_calibration = None if calibration is None else calibration.num_rows
         self.calibration = "none"
         if calibration is not None:
@@ -144,7 +144,10 @@ class ServiceTarget(Target):
             self.num_calibration = None if calibration is None else int(calibration["rows"])
         except (ValidationError, KeyError, TypeError, ValueError) as error:
             raise TargetError(f"{self._url}/models/{name}: is no model of a Glow service") from error
-        self.calibration = "none" if calibration is None else f"of the service, {self.num_calibration} rows"
+        self.calibration = "none"
+        if calibration is not None:  # its threshold and its summary tell the scores that it has
+            text = json.dumps(calibration, sort_keys=True)
+            self.calibration = f"of the service, {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def score(self, rows: Array) -> dict[str, Array]:
         pieces: list[dict[str, Array]] = []
@@ -203,8 +206,8 @@ class ServiceTarget(Target):
                 response = self._client.request(method, self._url + path, **request)
                 if response.status_code not in RETRIED:
                     return response
-                fault = f"{response.status_code} {_error_of(response)}"
-                pause = max(pause, _retry_after_s(response))
+                fault = f"{response.status_code} {error_of(response)}"
+                pause = max(pause, retry_after_s(response, 0.0))
             except httpx.TransportError as error:
                 fault = str(error) or type(error).__name__
             except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -219,23 +222,4 @@ class ServiceTarget(Target):
 
     def _check(self, response: httpx.Response, path: str) -> None:
         if response.status_code != 200:
-            raise TargetError(f"{self._url}{path}: {response.status_code} {_error_of(response)}")
-
-
-def _error_of(response: httpx.Response) -> str:
-    """What a service says of an error, in one line."""
-    try:
-        return str(response.json()["error"])
-    except (ValueError, KeyError, TypeError):
-        return response.reason_phrase
-
-
-def _retry_after_s(response: httpx.Response) -> float:
-    """Seconds that the service wants to be left alone; RFC 9110, section 10.2.3: a number of them, or a date."""
-    text = response.headers.get("retry-after", "").strip()
-    if text.isdecimal():
-        return float(text)
-    try:
-        return (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-    except (ValueError, TypeError):
-        return 0.0
+            raise TargetError(f"{self._url}{path}: {response.status_code} {error_of(response)}")
