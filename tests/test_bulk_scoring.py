@@ -211,6 +211,7 @@ def test_wrong_use_ends_with_one_line_and_exit_code_2(
     artifact = models_dir / "tiny-table.pt"
     source, out = write_parquet(rows_of_table(20), tmp_path / "x"), tmp_path / "out.csv"
     clash = write_parquet(rows_of_table(20).rename_columns(["score", "a", "b", "count", "n"]), tmp_path / "clash")
+    taken = write_parquet(rows_of_table(20).rename_columns(["reason", "a", "b", "count", "n"]), tmp_path / "taken")
     rejected = write_csv(rows_of_table(20), tmp_path / "out.csv.rejected.csv")
     nested = write_parquet(rows_of_table(20).append_column("l", pa.array([[1]] * 20)), tmp_path / "nested")
     for arguments, message in (
@@ -223,6 +224,9 @@ def test_wrong_use_ends_with_one_line_and_exit_code_2(
         ([models_dir, source, out], "is a folder; expected one artifact or the address of a service"),
         ([source, source, out], "does not end in its checksum"),
         ([artifact, source, out, "--model", "x"], "--model: is for a service; an artifact holds one model"),
+        ([artifact, source, out, "--concurrency", "2"], "--concurrency: is for a service; an artifact holds one model"),
+        ([artifact, source, out, "--patience", "9"], "--patience: is for a service; an artifact holds one model"),
+        ([artifact, taken, out], "the file has a column 'reason', as the answers or the rejected rows have; choose"),
         ([artifact, source, out, "--scores", "best"], "argument --scores: must be 'all' or some of negative_log_l"),
         ([artifact, source, out, "--scores", "complexity"], "scores: model tiny-table has no 'complexity'; it has"),
         ([artifact, source, out, "--alpha", "2"], "argument --alpha: must be between 0 and 1, got 2"),
@@ -236,9 +240,8 @@ def test_wrong_use_ends_with_one_line_and_exit_code_2(
         ([artifact, nested, out], "out.csv: cannot hold column 'l', list<"),
         (
             [artifact, clash, out],
-            "the file has a column 'score', as the answers have; choose the columns to keep (--id)",
+            "the file has a column 'score', as the answers or the rejected rows have; choose others (--id)",
         ),
-        (["http://127.0.0.1:9", source, out, "--concurrency", "0"], "--concurrency: must be at least 1, got 0"),
     ):
         monkeypatch.setattr(sys, "argv", ["glow-score", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
@@ -249,9 +252,24 @@ def test_wrong_use_ends_with_one_line_and_exit_code_2(
         assert stderr.startswith("error: ")
         assert stderr.count("\n") == 1
     rejected.unlink()
-    assert [path.name for path in tmp_path.glob("out*")] == ["out.csv.partial"]
+    assert not list(tmp_path.glob("out*"))
     main([str(artifact), str(clash), str(out), "--id", "n", "--reproducible"])  # nothing was lost that could stop it
     assert [path.name for path in tmp_path.glob("out*")] == ["out.csv"]
+
+
+@pytest.mark.parametrize(
+    ("option", "rule", "values"),
+    [
+        ("alpha", "between 0 and 1", "0 2 nan x"),
+        ("fdr", "between 0 and 1", "1 inf x"),
+        ("concurrency", "a whole number of at least 1", "0 1.5 x"),
+        ("patience", "a positive number of seconds", "0 -1 nan inf x"),
+    ],
+)
+def test_numbers_that_options_do_not_take_are_named_with_the_rule(option: str, rule: str, values: str) -> None:
+    for value in values.split():
+        with pytest.raises(UsageError, match=f"argument --{option}: must be {rule}, got {value} "):
+            main(["http://127.0.0.1:9", "in.csv", "out.csv", f"--{option}", value])
 
 
 def test_the_summary_is_for_people_and_for_programs(

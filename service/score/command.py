@@ -6,16 +6,17 @@ import argparse
 import hashlib
 import itertools
 import json
+import math
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +28,8 @@ from service.flows import check_level
 from service.machine import peak_bytes
 from service.options import score_names
 from service.score.sinks import SINKS, Sink, check_ids, sink_of
-from service.score.spool import Spool, folder_of, rejected_of
-from service.score.targets import Array, EngineTarget, ServiceTarget, Target
+from service.score.spool import REASON, ROW, Spool, folder_of, rejected_of
+from service.score.targets import CONCURRENCY, PATIENCE_S, Array, EngineTarget, ServiceTarget, Target
 from service.scores import benjamini_hochberg_threshold
 
 SOME_REJECTED = 3  # exit code
@@ -36,7 +37,9 @@ AHEAD = 4  # batches that wait for a free thread of the target while others are 
 PART_ROWS = 2**17  # of the output that are written at once, at least; a row group of Parquet
 FORMAT = "1"  # to be raised where a run of an older version cannot be continued
 
-_ROW, _FLAG = "row", "is_anomaly"
+_FLAG = "is_anomaly"
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -95,13 +98,13 @@ def score_file(
     if ids is None and out.suffix == ".npy":
         ids = []
     rows = open_rows(source, target.signature, ids)
-    check_ids(out, rows.ids)
+    check_ids(out, rows.ids, [*target.answers, *([] if target.num_calibration is None else [_FLAG]), ROW, REASON])
     run = {
         "format": FORMAT,
         "input": _describe(source),
         "model": f"{target.signature.name}@{target.signature.version}",
         "calibration": target.calibration,
-        "ids": ", ".join(rows.ids.names) or _ROW,
+        "ids": ", ".join(rows.ids.names) or ROW,
         "alpha": repr(alpha),
         "fdr": repr(fdr),
         **(options or {}),
@@ -190,9 +193,7 @@ def _scored(batch: Batch, answer: dict[str, Array]) -> pa.RecordBatch | None:
     if not answer:
         return None
     ids = batch.ids.take(batch.positions - batch.start) if batch.refused else batch.ids
-    columns: dict[str, Any] = dict(zip(ids.schema.names, ids.columns, strict=True)) or {_ROW: batch.positions}
-    for name in columns.keys() & {*answer, _FLAG}:
-        raise UsageError(f"the file has a column {name!r}, as the answers have; choose the columns to keep (--id)")
+    columns: dict[str, Any] = dict(zip(ids.schema.names, ids.columns, strict=True)) or {ROW: batch.positions}
     return pa.record_batch(columns | answer)
 
 
@@ -287,9 +288,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print the closing summary as JSON")
     service = parser.add_argument_group("of a running service")
     service.add_argument("--model", help="which model; the service's default one")
-    service.add_argument("--concurrency", type=_count, default=4, help="requests in flight (%(default)s)")
+    service.add_argument("--concurrency", type=_count, help=f"requests in flight ({CONCURRENCY})")
     service.add_argument(
-        "--patience", type=float, default=600.0, metavar="S", help="seconds to ask again for (%(default)g)"
+        "--patience", type=_seconds, dest="patience_s", metavar="S", help=f"seconds to ask again for ({PATIENCE_S:g})"
     )
     args = parser.parse_args(argv)
     is_url = args.target.startswith(("http://", "https://"))
@@ -297,10 +298,13 @@ def main(argv: list[str]) -> None:
         check_output(path, data=args.source, **({} if is_url else {"artifact": Path(args.target)}))
     sink_of(args.out)
     target: Target
+    of_service = {name: getattr(args, name) for name in ("model", "concurrency", "patience_s")}
+    of_service = {name: value for name, value in of_service.items() if value is not None}
     if is_url:
-        target = ServiceTarget(args.target, args.model, args.scores, args.reproducible, args.concurrency, args.patience)
-    elif args.model is not None:
-        raise UsageError("--model: is for a service; an artifact holds one model")
+        target = ServiceTarget(args.target, scores=args.scores, reproducible=args.reproducible, **of_service)
+    elif of_service:
+        option = next(iter(of_service)).removesuffix("_s")
+        raise UsageError(f"--{option}: is for a service; an artifact holds one model, which runs in this process")
     elif Path(args.target).is_dir():
         raise UsageError(f"{args.target}: is a folder; expected one artifact or the address of a service")
     else:
@@ -335,14 +339,20 @@ def _scores(text: str) -> str:
 
 
 def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
-    return value
+    return _number(text, float, "between 0 and 1", lambda value: 0 < value < 1)
+
+
+def _seconds(text: str) -> float:
+    return _number(text, float, "a positive number of seconds", lambda value: 0 < value < math.inf)
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
+    return _number(text, int, "a whole number of at least 1", lambda value: value >= 1)
+
+
+def _number(text: str, kind: Callable[[str], Number], rule: str, holds: Callable[[Number], bool]) -> Number:
+    with suppress(ValueError):
+        value = kind(text)
+        if holds(value):
+            return value
+    raise argparse.ArgumentTypeError(f"must be {rule}, got {text}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,13 @@ _NOT_TEXT = (
 )
 
 
-def check_ids(out: Path, ids: pa.Schema) -> None:
-    """Raise UsageError for a column that the kind of file cannot hold."""
+def check_ids(out: Path, ids: pa.Schema, taken: Collection[str]) -> None:
+    """Raise UsageError for a column that the kind of file cannot hold, or whose name is one that others have."""
     for field in ids:
+        if field.name in taken:
+            raise UsageError(
+                f"the file has a column {field.name!r}, as the answers or the rejected rows have; choose others (--id)"
+            )
         if out.suffix == ".npy":
             raise UsageError(
                 f"{out}: holds numbers by the row alone; name no columns (--id), or write .parquet or .csv"

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from service.artifact import write_whole
 from service.cli import UsageError
 
+ROW, REASON = "row", "reason"  # columns of the rejected rows that are no ids
 CHECKPOINT_S = 1.0  # of work that a crash costs
 
 
@@ -66,7 +67,7 @@ class Spool(AbstractContextManager["Spool"]):
             self._lock.close()
             raise
         if not self._state.rejected_bytes:
-            self._rejected.write(_csv_line(["row", *id_names, "reason"]))
+            self._rejected.write(_csv_line([ROW, *id_names, REASON]))
         self.begun_at = self._state.rows  # what an earlier run has done
         self._checked = 0.0
         self.checkpoint()

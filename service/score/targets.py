@@ -27,12 +27,14 @@ from service.http_answers import error_of, retry_after_s
 from service.machine import available_cpus
 from service.options import score_names
 from service.scorer import chosen_scores, score_pass, scoring_key, unpack
+from service.scores import DEFINITIONS
 from service.settings import read_settings
 
 RETRIED = (429, 502, 503, 504)  # busy, restarting, too slow
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0  # between tries; doubled after each
 TOLD_PAUSE_S = 2.0  # a wait that somebody who watches should know of
 ANSWER_S = 300.0  # that a connection may be silent: longer than a service computes
+CONCURRENCY, PATIENCE_S = 4, 600.0  # of a service, where nothing else is wanted
 HELLO_S = 30.0  # that a service may take to say what it serves
 
 Array = npt.NDArray[Any]
@@ -50,6 +52,7 @@ class Target(ABC):
     alpha: float | None  # its default; None without p-values
     num_calibration: int | None  # rows behind the p-values
     calibration: str  # tells two calibrations of one flow apart
+    answers: set[str]  # names that ``score`` may give
     concurrency: int
 
     def prepare(self) -> None:  # noqa: B027 (most have nothing to do)
@@ -86,6 +89,7 @@ class EngineTarget(Target):
         self.alpha = None if calibration is None else settings.alpha or calibration.alpha
         self.num_calibration = None if calibration is None else calibration.num_rows
         self.calibration = "none"
+        self.answers = _answer_names(scores, calibration is not None)
         if calibration is not None:
             self.calibration = hashlib.sha256(calibration.model_dump_json().encode()).hexdigest()[:12]
 
@@ -110,8 +114,8 @@ class ServiceTarget(Target):
         model: str | None = None,
         scores: str | None = None,
         reproducible: bool = False,
-        concurrency: int = 4,
-        patience_s: float = 600.0,
+        concurrency: int = CONCURRENCY,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self.concurrency = concurrency
         self._url = url.rstrip("/")
@@ -127,6 +131,7 @@ class ServiceTarget(Target):
         except BaseException:
             self.close()
             raise
+        self.answers = _answer_names(scores, self.num_calibration is not None)
         self._options = {"model": self.signature.name, "reproducible": str(reproducible).lower()}
         if scores is not None:
             self._options["scores"] = scores
@@ -168,7 +173,8 @@ class ServiceTarget(Target):
         try:
             table = pa.ipc.open_stream(response.content).read_all()
             version = (table.schema.metadata or {})[b"version"].decode()
-            columns = {name: np.asarray(table[name].to_numpy()) for name in table.column_names}
+            # Without is_anomaly, which is of the request alone and follows from p_value.
+            columns = {name: np.asarray(table[name].to_numpy()) for name in table.column_names if name in self.answers}
         except (pa.ArrowException, KeyError, UnicodeDecodeError) as error:
             raise TargetError(f"{self._url}: answers with something else than scores in Arrow") from error
         if version != self.signature.version:
@@ -178,7 +184,6 @@ class ServiceTarget(Target):
             )
         if table.num_rows != len(rows):
             raise TargetError(f"{self._url}: answers {table.num_rows} rows where {len(rows)} were asked for")
-        columns.pop("is_anomaly", None)  # of the request alone; follows from p_value
         return columns
 
     def close(self) -> None:
@@ -223,3 +228,10 @@ class ServiceTarget(Target):
     def _check(self, response: httpx.Response, path: str) -> None:
         if response.status_code != 200:
             raise TargetError(f"{self._url}{path}: {response.status_code} {error_of(response)}")
+
+
+def _answer_names(scores: str | None, calibrated: bool) -> set[str]:
+    """Names that answers may have; of all scores, more than one model has."""
+    named = [*DEFINITIONS] if scores == "all" else scores.split(",") if scores else []
+    default = {"score", "p_value"} if calibrated else set()
+    return {"log_likelihood", "bits_per_dim", *default, *named, *(f"p_value_{name}" for name in named)}
