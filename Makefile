@@ -47,7 +47,7 @@ bench-conditioners: $(VENV)/.test
 bench-plane: $(VENV)/.test
 	$(BIN)/python -m benchmarks.plane
 
-# Needs a model of MNIST trained before: model/recipes/mnist.toml.
+# Digits too, where runs/mnist/mnist.pt was trained and exported.
 bench-anomalies: $(VENV)/.test
 	for artifact in service/artifacts/fashion-mnist.pt $(wildcard runs/mnist/mnist.pt); do \
 	    $(BIN)/python -m benchmarks.anomalies $$artifact $(DATA) || exit 1; \
@@ -58,6 +58,7 @@ bench-adbench: $(VENV)/.test
 
 bench-bulk: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.bulk
+
 bench-false-alarms: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.false_alarms --data-dir $(DATA)
 
