@@ -216,7 +216,7 @@ class Flows:
 
     def _check_level(self, manifest: Manifest, options: ScoreOptions) -> None:
         """Raise Unprocessable for a level that can flag nothing, or not with the guarantee that is wanted."""
-        if options.alpha is options.fdr is options.guarantee is None:  # as in most requests
+        if options.alpha is None and options.fdr is None and options.guarantee is None:  # as in most requests
             return
         calibration = manifest.calibration
         num_rows = None if calibration is None else calibration.num_rows
