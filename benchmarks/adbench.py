@@ -119,7 +119,8 @@ def flow_scores(train_rows: Array, test_rows: Array, seed: int, changes: list[st
     with tempfile.TemporaryDirectory() as out:
         if kept is None or not kept.exists():
             splits = Splits(fit=fit, validation=validation, calibration=validation, test=None)
-            train(Trainer(recipe, splits), Path(out), progress=False)
+            if not train(Trainer(recipe, splits), Path(out), progress=False):
+                raise KeyboardInterrupt  # a signal: the flow that is there is not the recipe's
             kept = Path(shutil.copy(Path(out) / "best.pt", kept or Path(out) / "kept.pt"))
         checkpoint = load_checkpoint(kept)
     if (checkpoint.data_digest, checkpoint.recipe) != (fit.digest, recipe):
