@@ -18,7 +18,7 @@ from service.artifact import Manifest
 from service.call import Body, Call, flows_of
 from service.codecs import arrow, image, json_body, npy
 from service.errors import TooLarge, Unavailable, UnsupportedMediaType
-from service.flows import Flows
+from service.flows import Flows, default_alpha
 from service.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from service.negotiation import choose_format
 from service.openapi import routes
@@ -215,7 +215,7 @@ def _public(flows: Flows, manifest: Manifest, fields: tuple[str, ...]) -> dict[s
         **({"density": scoring.density.statistics} if scoring.density else {}),
     }
     if calibration is not None:
-        alpha, known = flows.default_alpha(calibration), calibration.arrays[scoring.default]
+        alpha, known = default_alpha(flows.settings, calibration), calibration.arrays[scoring.default]
         values["calibration"] = {
             "score": scoring.default,
             "alpha": alpha,

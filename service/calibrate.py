@@ -16,7 +16,7 @@ from service.engine import Engine
 from service.files import FileError, RowFile, open_rows
 from service.scorer import score_pass, scoring_key, unpack
 from service.scores import FloatArray, ScoreName, highest_normal_score, smallest_p_value
-from service.settings import read_settings
+from service.settings import settings_for
 
 DEFAULT_ALPHA = 0.05  # where neither the caller nor the artifact has one
 
@@ -32,10 +32,7 @@ def calibrate(source: Path, data: Path, out: Path, alpha: float | None = None) -
     check_output(out, artifact=source, data=data)
     if alpha is not None and not 0 < alpha < 1:
         raise UsageError(f"--alpha must be between 0 and 1, got {alpha}")
-    # What the environment says of the server must not stand in the way.
-    engine = Engine(
-        read_settings(models=[source], default_model=None, host="127.0.0.1", workers=1, plan="auto", cache_dir=None)
-    )
+    engine = Engine(settings_for(source, plan="auto", cache_dir=None))
     manifest = engine.manifests[engine.default]
     old = manifest.calibration
     if alpha is None:

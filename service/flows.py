@@ -131,7 +131,7 @@ class Flows:
         if options.fdr is not None:
             flagged = await asyncio.to_thread(scores.benjamini_hochberg, p_value, options.fdr)
             return {"is_anomaly": flagged, "fdr": options.fdr}
-        alpha = options.alpha or self.default_alpha(calibration)
+        alpha = options.alpha or default_alpha(self.settings, calibration)
         if options.guarantee != "conditional":
             return {"is_anomaly": p_value <= alpha, "alpha": alpha}
         level = scores.conditional_level(alpha, calibration.num_rows)
@@ -228,14 +228,18 @@ class Flows:
                 f"guarantee: {manifest.name} is calibrated by folds, for which there is only 'marginal'"
             )
         least = scores.smallest_conditional_alpha(calibration.num_rows)
-        if scores.conditional_level(options.alpha or self.default_alpha(calibration), calibration.num_rows) is None:
+        if (
+            scores.conditional_level(options.alpha or default_alpha(self.settings, calibration), calibration.num_rows)
+            is None
+        ):
             raise Unprocessable(
                 f"guarantee: with {num_rows} calibration rows, 'conditional' takes an alpha of at least {least!r}"
             )
 
-    def default_alpha(self, calibration: Calibration) -> float:
-        """What rows are flagged by where a request does not say."""
-        return self.settings.alpha or calibration.alpha
+
+def default_alpha(settings: Settings, calibration: Calibration) -> float:
+    """What rows are flagged by where nobody says."""
+    return settings.alpha or calibration.alpha
 
 
 def check_level(model: str, num_calibration: int | None, **given: float | str | None) -> None:

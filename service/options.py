@@ -78,7 +78,11 @@ class ScoreOptions(RowOptions):
     """Options of /log-likelihood."""
 
     alpha: float | None = Field(
-        None, gt=0, lt=1, description="Rows with a p-value of at most this are anomalies; the artifact's own if absent."
+        None,
+        gt=0,
+        lt=1,
+        description="Rows with a p-value of at most this are anomalies; the service's (GLOW_ALPHA) or the "
+        "artifact's own if absent.",
     )
     fdr: float | None = Field(
         None,

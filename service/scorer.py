@@ -37,8 +37,13 @@ def named_columns(
 ) -> dict[str, Array]:
     """Scores and p-values by the names that their columns have."""
     names = list(names)
-    of_p_values = {f"p_value_{name}": p_values[name] for name in names if name in p_values}
+    of_p_values = {p_value_column(name): p_values[name] for name in names if name in p_values}
     return {**{name: scores[name] for name in names}, **of_p_values}
+
+
+def p_value_column(name: str) -> str:
+    """Name of the column that a score's p-values have."""
+    return f"p_value_{name}"
 
 
 def scoring_key(manifest: Manifest, names: Iterable[ScoreName] = (), reproducible: bool = False) -> PassKey:

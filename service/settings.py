@@ -121,6 +121,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def settings_for(artifact: Path, **overrides: object) -> Settings:
+    """Settings of a command that runs one artifact: what the environment says of a server does not stand in its way."""
+    return read_settings(models=[artifact], default_model=None, host="127.0.0.1", workers=1, **overrides)
+
+
 def read_settings(**overrides: object) -> Settings:
     """Read the environment; ``overrides`` win. Raises SettingsError."""
     unknown = [

@@ -1,4 +1,4 @@
-"""What the tests of bulk scoring share: targets, rows, and files read back."""
+"""What the tests of bulk scoring share: rows, and files read back."""
 
 import csv
 from pathlib import Path
@@ -8,15 +8,9 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from service.score.targets import EngineTarget
 from tests.conftest import tiny_table
 
 ANSWERS = ["log_likelihood", "bits_per_dim", "score", "p_value", "is_anomaly"]
-
-
-def target_of(path: Path, cache: Path) -> EngineTarget:
-    """Reproducible, so that a row has the same bits in whatever batch it comes."""
-    return EngineTarget(path, cache, reproducible=True)
 
 
 def rows_of_table(num: int) -> pa.Table:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -18,7 +19,9 @@ from model.recipe import Recipe, Splits, parse_recipe
 from model.trainer import Trainer
 from service import files
 from service.app import create_app
+from service.artifact import Artifact, open_artifact
 from service.score import command
+from service.score.targets import EngineTarget
 from service.settings import Settings
 
 torch.set_num_threads(1)  # the suite runs in parallel processes
@@ -130,6 +133,21 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+def target_of(path: Path, cache: Path) -> EngineTarget:
+    """Reproducible, so that a row has the same bits in whatever batch it comes."""
+    return EngineTarget(path, cache, reproducible=True)
+
+
+@pytest.fixture(scope="session")
+def mixed_target(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineTarget:
+    return target_of(models_dir / "tiny-mixed.pt", tmp_path_factory.mktemp("plans"))
+
+
+@pytest.fixture(scope="session")
+def table_target(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineTarget:
+    return target_of(models_dir / "tiny-table.pt", tmp_path_factory.mktemp("plans"))
+
+
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are read and written in many pieces."""
@@ -140,6 +158,18 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def image_splits() -> Splits:
     return tiny_images()
+
+
+@pytest.fixture(scope="session")
+def images(models_dir: Path) -> Artifact:
+    return open_artifact(models_dir / "tiny-images.pt")
+
+
+@pytest.fixture(scope="session")
+def x(image_splits: Splits) -> Any:
+    """Five images that ``tiny-images`` has not seen: (5, 1, 8, 8)."""
+    assert image_splits.test is not None
+    return image_splits.test.x[:5]
 
 
 def perturbed(flow: Glow, scale: float = 0.2) -> Glow:

@@ -12,7 +12,7 @@ import torch
 from fastapi import FastAPI
 from PIL import Image
 
-from model.recipe import DataRecipe, Splits, load_splits
+from model.recipe import DataRecipe, load_splits
 from service.app import create_app
 from service.artifact import Artifact, open_artifact, within_tolerance
 from service.errors import Unprocessable
@@ -25,19 +25,8 @@ from tests.wire import IMAGES, MIXED, TABLE, npy, png, post, read_npy, read_png
 
 
 @pytest.fixture(scope="module")
-def images(models_dir: Path) -> Artifact:
-    return open_artifact(models_dir / f"{IMAGES}.pt")
-
-
-@pytest.fixture(scope="module")
 def table(models_dir: Path) -> Artifact:
     return open_artifact(models_dir / f"{TABLE}.pt")
-
-
-@pytest.fixture(scope="module")
-def x(image_splits: Splits) -> Any:
-    assert image_splits.test is not None
-    return image_splits.test.x[:5]
 
 
 async def test_all_four_operations_answer_as_the_artifact(client: httpx.AsyncClient, images: Artifact, x: Any) -> None:

@@ -1,4 +1,4 @@
-"""Bulk scoring that is interrupted: no row is lost or doubled, and no two runs are mixed."""
+"""Bulk scoring that is interrupted: no row is lost or doubled, and no two runs are mixed_target."""
 
 import json
 import os
@@ -20,24 +20,14 @@ from service.cli import UsageError
 from service.score import command, spool
 from service.score.command import main, score_file
 from service.score.targets import EngineTarget
-from tests.bulk import ANSWERS, bad_rows_of_table, read, rows_of_table, target_of
+from tests.bulk import ANSWERS, bad_rows_of_table, read, rows_of_table
 from tests.conftest import tiny_table
 from tests.test_files import write_npy, write_parquet
 from tests.test_server import ROOT
 
 
-@pytest.fixture(scope="module")
-def mixed(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineTarget:
-    return target_of(models_dir / "tiny-mixed.pt", tmp_path_factory.mktemp("plans"))
-
-
-@pytest.fixture(scope="module")
-def table(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineTarget:
-    return target_of(models_dir / "tiny-table.pt", tmp_path_factory.mktemp("plans"))
-
-
 def test_a_run_goes_on_from_whatever_a_loss_of_power_leaves(
-    table: EngineTarget, tmp_path: Path, small_batches: None, monkeypatch: pytest.MonkeyPatch
+    table_target: EngineTarget, tmp_path: Path, small_batches: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder is copied at every step of a run, and every second copy gets an end that was written in part."""
     source, out = write_parquet(bad_rows_of_table(150), tmp_path / "x"), tmp_path / "out.parquet"
@@ -58,7 +48,7 @@ def test_a_run_goes_on_from_whatever_a_loss_of_power_leaves(
         patches.setattr(spool.Spool, "append", copied(spool.Spool.append))
         patches.setattr("service.score.spool.write_whole", copied(write_whole))
         patches.setattr(spool.Spool, "finish", copied(spool.Spool.finish))
-        score_file(table, source, out)
+        score_file(table_target, source, out)
     whole, refused = out.read_bytes(), rejected.read_bytes()
     assert len(refused.splitlines()) == 15
     begun_at = set()
@@ -68,7 +58,7 @@ def test_a_run_goes_on_from_whatever_a_loss_of_power_leaves(
         for name in ("rows.arrow", "rejected.csv"):
             with (folder / name).open("ab") as file:
                 file.write(b"\0garbage" * (number % 2))
-        summary = score_file(table, source, out)
+        summary = score_file(table_target, source, out)
         begun_at.add(summary.resumed_at)
         assert out.read_bytes() == whole
         assert rejected.read_bytes() == refused
@@ -82,7 +72,7 @@ def test_a_run_goes_on_from_whatever_a_loss_of_power_leaves(
 @pytest.mark.parametrize("function", ["finish", "write_whole", "copyfile", "discard", "unlink", "rmtree"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_run_that_is_killed_at_its_end_goes_on_to_the_same_files(
-    table: EngineTarget, tmp_path: Path, function: str, when: str
+    table_target: EngineTarget, tmp_path: Path, function: str, when: str
 ) -> None:
     rows = bad_rows_of_table(60)
     out, whole = tmp_path / "out.csv", tmp_path / "whole.csv"
@@ -101,35 +91,35 @@ def test_a_run_that_is_killed_at_its_end_goes_on_to_the_same_files(
         source = write_parquet(some, tmp_path / "x")
         expected = pytest.raises(UsageError, match="none of 60 rows") if some is none else nullcontext()
         with expected:
-            score_file(table, source, whole)
+            score_file(table_target, source, whole)
         with pytest.MonkeyPatch.context() as patches:
             patches.setattr(owner, function, killed)
             with pytest.raises(KeyboardInterrupt):
-                score_file(table, source, out)
+                score_file(table_target, source, out)
         assert {path.name for path in tmp_path.glob("out.csv.*")} <= {"out.csv.partial", "out.csv.rejected.csv"}
         expected = pytest.raises(UsageError, match="none of 60 rows") if some is none else nullcontext()
         with expected:
-            score_file(table, source, out)
+            score_file(table_target, source, out)
         assert out.read_bytes() == whole.read_bytes()  # of the rows before, where none can be scored
         assert spool.rejected_of(out).read_bytes() == spool.rejected_of(whole).read_bytes()
         assert not spool.folder_of(out).exists()
 
 
 def test_the_same_command_says_the_same_of_rows_of_which_none_can_be_scored(
-    table: EngineTarget, tmp_path: Path
+    table_target: EngineTarget, tmp_path: Path
 ) -> None:
     none = rows_of_table(20).set_column(1, "a", pa.nulls(20, pa.float64()))
     source, out = write_parquet(none, tmp_path / "x"), tmp_path / "out.csv"
     for _ in range(2):
         with pytest.raises(UsageError, match=r"none of 20 rows can be scored; .*out.csv.rejected.csv"):
-            score_file(table, source, out)
+            score_file(table_target, source, out)
         assert [path.name for path in tmp_path.glob("out*")] == ["out.csv.rejected.csv"]
 
 
-def test_what_a_killed_run_wrote_of_its_output_is_removed(table: EngineTarget, tmp_path: Path) -> None:
+def test_what_a_killed_run_wrote_of_its_output_is_removed(table_target: EngineTarget, tmp_path: Path) -> None:
     source, out = write_npy(tiny_table(100).fit.x, tmp_path / "x"), tmp_path / "out.csv"
     seen: list[list[str]] = []
-    with unfinished_bytes(table, source, out):
+    with unfinished_bytes(table_target, source, out):
         folder = spool.folder_of(out)
         (folder / "whole.0123456789abcdef.partial").write_text("row,")
 
@@ -142,7 +132,7 @@ def test_what_a_killed_run_wrote_of_its_output_is_removed(table: EngineTarget, t
 
         with pytest.MonkeyPatch.context() as patches:
             patches.setattr(spool.Spool, "write", observed)
-            score_file(table, source, out)
+            score_file(table_target, source, out)
     (names,) = seen
     assert len(names) == 2  # the folder, and what is being written in it
     assert "whole.0123456789abcdef.partial" not in names
@@ -200,7 +190,7 @@ def test_killed_and_interrupted_runs_end_in_the_same_bytes(models_dir: Path, tmp
 
 
 @contextmanager
-def unfinished(table: EngineTarget, source: Path, out: Path, **options: Any) -> Iterator[None]:
+def unfinished(table_target: EngineTarget, source: Path, out: Path, **options: Any) -> Iterator[None]:
     """A run that ended after some batches."""
     with pytest.MonkeyPatch.context() as patches:
         calls = iter([None] * 2)
@@ -214,15 +204,15 @@ def unfinished(table: EngineTarget, source: Path, out: Path, **options: Any) -> 
             return score(self, rows)
 
         patches.setattr(EngineTarget, "score", failing)
-        patches.setattr(table, "concurrency", 1)
+        patches.setattr(table_target, "concurrency", 1)
         with pytest.raises(KeyboardInterrupt):
-            score_file(table, source, out, **options)
+            score_file(table_target, source, out, **options)
     assert not out.exists()
     yield
 
 
 def test_what_is_unfinished_is_not_mixed_with_another_run(
-    table: EngineTarget, mixed: EngineTarget, tmp_path: Path, small_batches: None
+    table_target: EngineTarget, mixed_target: EngineTarget, tmp_path: Path, small_batches: None
 ) -> None:
     rows = rows_of_table(100)
     source, out = write_parquet(rows, tmp_path / "x"), tmp_path / "out.csv"
@@ -230,7 +220,7 @@ def test_what_is_unfinished_is_not_mixed_with_another_run(
     both = rows.append_column("size", rows["a"])
     for name in ("color", "fixed", "copy"):
         both = both.append_column(name, pa.array([7 if name == "fixed" else 1] * 100))
-    with unfinished(table, source, out, alpha=0.1):
+    with unfinished(table_target, source, out, alpha=0.1):
         for changes, message in (
             ({"source": other}, rf"input was {source}, .*, now is {other}, "),
             ({"alpha": 0.2}, "alpha was 0.1, now is 0.2"),
@@ -240,14 +230,14 @@ def test_what_is_unfinished_is_not_mixed_with_another_run(
         ):
             arguments: dict[str, Any] = {"source": source, "alpha": 0.1} | changes
             with pytest.raises(UsageError, match=f"{out}: an unfinished run differs: {message}.*; --restart discards"):
-                score_file(table, out=out, **arguments)
+                score_file(table_target, out=out, **arguments)
         write_parquet(both, tmp_path / "x")
         with pytest.raises(UsageError, match=r"input was .* bytes of .*, now is .* bytes of .*"):
-            score_file(table, source, out, alpha=0.1)
+            score_file(table_target, source, out, alpha=0.1)
         with pytest.raises(UsageError, match=r"model was tiny-table@\w+, now is tiny-mixed@"):
-            score_file(mixed, source, out, alpha=0.1)
+            score_file(mixed_target, source, out, alpha=0.1)
         assert not out.exists()
-        summary = score_file(table, source, out, alpha=0.2, restart=True)
+        summary = score_file(table_target, source, out, alpha=0.2, restart=True)
         assert (summary.resumed_at, summary.scored) == (0, 100)
     found = read(out)
     assert list(found) == ["name", "batch", "size", "color", "fixed", "copy", *ANSWERS]
@@ -255,38 +245,38 @@ def test_what_is_unfinished_is_not_mixed_with_another_run(
 
 
 def test_an_input_that_changes_under_the_run_is_noticed(
-    table: EngineTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table_target: EngineTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = write_npy(tiny_table(100).fit.x, tmp_path / "x"), tmp_path / "out.csv"
-    prepare = table.prepare
+    prepare = table_target.prepare
 
     def changing() -> None:
         prepare()
         os.utime(source, (1, 1))
 
-    monkeypatch.setattr(table, "prepare", changing)
+    monkeypatch.setattr(table_target, "prepare", changing)
     with pytest.raises(UsageError, match=r"x.npy: has changed while it was read; --restart begins afresh"):
-        score_file(table, source, out)
+        score_file(table_target, source, out)
     assert not out.exists()
 
 
-def test_two_runs_do_not_write_one_file(table: EngineTarget, tmp_path: Path) -> None:
+def test_two_runs_do_not_write_one_file(table_target: EngineTarget, tmp_path: Path) -> None:
     source, out = write_npy(tiny_table(100).fit.x, tmp_path / "x"), tmp_path / "out.csv"
     with spool.Spool(out, {}, []), pytest.raises(UsageError, match=r"out.csv: is being written by another run"):
-        score_file(table, source, out)
+        score_file(table_target, source, out)
     for name, text in (("state.json", "{"), ("rows.arrow", "")):
-        with unfinished_bytes(table, source, out):
+        with unfinished_bytes(table_target, source, out):
             (spool.folder_of(out) / name).write_text(text)
             with pytest.raises(UsageError, match=rf"{name}: is damaged; --restart begins afresh"):
-                score_file(table, source, out)
-    assert score_file(table, source, out, restart=True).scored == 25
+                score_file(table_target, source, out)
+    assert score_file(table_target, source, out, restart=True).scored == 25
 
 
 @contextmanager
-def unfinished_bytes(table: EngineTarget, source: Path, out: Path) -> Iterator[None]:
+def unfinished_bytes(table_target: EngineTarget, source: Path, out: Path) -> Iterator[None]:
     """A run whose output could not be written."""
     with pytest.MonkeyPatch.context() as patches:
         patches.setattr(spool.Spool, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
         with pytest.raises(OSError, match="No space left"):
-            score_file(table, source, out, restart=True)
+            score_file(table_target, source, out, restart=True)
     yield

@@ -20,31 +20,21 @@ from service.score.command import Summary, main, score_file
 from service.score.spool import folder_of, rejected_of
 from service.score.targets import EngineTarget
 from service.scores import benjamini_hochberg
-from tests.bulk import ANSWERS, bad_rows_of_table, read, rows_of_table, target_of
-from tests.conftest import tiny_images, tiny_mixed
+from tests.bulk import ANSWERS, bad_rows_of_table, read, rows_of_table
+from tests.conftest import target_of, tiny_images, tiny_mixed
 from tests.test_files import TABLE, write_csv, write_folder, write_npy, write_npz, write_parquet
 from tests.test_server import ROOT
 
 
-@pytest.fixture(scope="module")
-def mixed(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineTarget:
-    return target_of(models_dir / "tiny-mixed.pt", tmp_path_factory.mktemp("plans"))
-
-
-@pytest.fixture(scope="module")
-def table(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineTarget:
-    return target_of(models_dir / "tiny-table.pt", tmp_path_factory.mktemp("plans"))
-
-
 def test_every_kind_of_file_gives_every_kind_the_same_answers_in_order_beside_its_ids(
-    mixed: EngineTarget, models_dir: Path, tmp_path: Path, small_batches: None
+    mixed_target: EngineTarget, models_dir: Path, tmp_path: Path, small_batches: None
 ) -> None:
     x = tiny_mixed(200).fit.x
     columns: dict[str, Any] = dict(zip(("color", "size", "count", "fixed", "copy"), x.T, strict=True))
     columns["color"] = np.array(["blue", "green", "red"])[x[:, 0].astype(int)]
     names = [f"{i:03}" for i in range(50)]
-    mixed.prepare()
-    whole = mixed.score(x)
+    mixed_target.prepare()
+    whole = mixed_target.score(x)
     flags = (whole["p_value"] <= 0.1).tolist()
     assert 0 < sum(flags) < 50
     expected = {name: values.tolist() for name, values in whole.items()} | {"is_anomaly": flags}
@@ -54,7 +44,7 @@ def test_every_kind_of_file_gives_every_kind_the_same_answers_in_order_beside_it
     for source in sources:
         for suffix in (".parquet", ".csv", ".npy"):
             out = tmp_path / f"out{suffix}"
-            summary = score_file(mixed, source, out)
+            summary = score_file(mixed_target, source, out)
             found = read(out)
             assert {name: found[name] for name in ANSWERS} == expected
             if source.suffix in (".npy", ".npz") or suffix == ".npy":
@@ -83,17 +73,17 @@ def test_images_are_known_by_their_files_or_rows(models_dir: Path, tmp_path: Pat
 
 
 def test_bad_rows_stand_in_a_file_of_their_own_and_stop_nothing(
-    mixed: EngineTarget, tmp_path: Path, small_batches: None
+    mixed_target: EngineTarget, tmp_path: Path, small_batches: None
 ) -> None:
     good = pa.concat_tables([TABLE] * 10)
     colors = good["color"].to_pylist()
     colors[5], colors[17], colors[18] = "pink", None, "grey, dark"
     bad = good.set_column(5, "color", pa.array(colors))
     out, rejected = tmp_path / "out.parquet", tmp_path / "out.parquet.rejected.csv"
-    score_file(mixed, write_parquet(good, tmp_path / "good"), out)
+    score_file(mixed_target, write_parquet(good, tmp_path / "good"), out)
     whole = read(out)
     for write in (write_csv, write_parquet):
-        summary = score_file(mixed, write(bad, tmp_path / "bad"), out)
+        summary = score_file(mixed_target, write(bad, tmp_path / "bad"), out)
         assert (summary.rows, summary.scored, summary.rejected) == (40, 37, 3)
         assert summary.rejected_file == str(rejected)
         assert read(out) == {
@@ -108,23 +98,23 @@ def test_bad_rows_stand_in_a_file_of_their_own_and_stop_nothing(
             "column 'color' is missing; every value must be present",
             "column 'color' is 'grey, dark'",
         ]
-    score_file(mixed, tmp_path / "good.parquet", out)  # nothing of the run before is left to mislead
+    score_file(mixed_target, tmp_path / "good.parquet", out)  # nothing of the run before is left to mislead
     assert not rejected.exists()
     none = good.set_column(5, "color", pa.array(["pink"] * 40))
     out.unlink()
     with pytest.raises(UsageError, match=r"none of 40 rows can be scored; .*out.parquet.rejected.csv"):
-        score_file(mixed, write_parquet(none, tmp_path / "none"), out)
+        score_file(mixed_target, write_parquet(none, tmp_path / "none"), out)
     assert len(rejected.read_text().splitlines()) == 41
     assert not out.exists()
 
 
-def test_rows_are_flagged_over_the_whole_file(table: EngineTarget, tmp_path: Path, small_batches: None) -> None:
+def test_rows_are_flagged_over_the_whole_file(table_target: EngineTarget, tmp_path: Path, small_batches: None) -> None:
     rows = rows_of_table(300)
     far = pa.array(rows["a"].to_numpy() + 9 * (np.arange(300) % 3 > 0))
     out = tmp_path / "out.parquet"
     for source in (write_parquet(rows, tmp_path / "x"), write_parquet(rows.set_column(1, "a", far), tmp_path / "far")):
         for fdr in (0.02, 0.1, 0.5, 0.9):
-            summary = score_file(table, source, out, fdr=fdr)
+            summary = score_file(table_target, source, out, fdr=fdr)
             found = parquet.read_table(out)
             expected = benjamini_hochberg(found["p_value"].to_numpy(), fdr)
             np.testing.assert_array_equal(found["is_anomaly"].to_numpy(), expected)
@@ -146,7 +136,7 @@ def test_the_alpha_of_the_environment_counts_where_none_is_given(
     "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
 )
 def test_text_of_every_type_identifies_rows(
-    table: EngineTarget, tmp_path: Path, small_batches: None, kind: pa.DataType
+    table_target: EngineTarget, tmp_path: Path, small_batches: None, kind: pa.DataType
 ) -> None:
     rows = bad_rows_of_table(40)
     names = rows["name"].to_pylist()
@@ -154,7 +144,7 @@ def test_text_of_every_type_identifies_rows(
     kept = [name for i, name in enumerate(names) if i % 11 != 5]
     for suffix in (".csv", ".parquet"):
         out = tmp_path / f"out{suffix}"
-        score_file(table, source, out, ids=["name"])
+        score_file(table_target, source, out, ids=["name"])
         assert read(out)["name"] == kept
         assert [line.split(",")[1] for line in rejected_of(out).read_text().splitlines()[1:]] == names[5::11]
 
@@ -170,25 +160,25 @@ def test_text_of_every_type_identifies_rows(
     ids=lambda values: str(values.type),
 )
 def test_bytes_are_no_text_and_refused_before_anything_is_scored(
-    table: EngineTarget, tmp_path: Path, values: Any
+    table_target: EngineTarget, tmp_path: Path, values: Any
 ) -> None:
     source = write_parquet(rows_of_table(20).append_column("digest", values), tmp_path / "x")
-    score_file(table, source, tmp_path / "out.parquet")
+    score_file(table_target, source, tmp_path / "out.parquet")
     assert read(tmp_path / "out.parquet")["digest"] == [b"\xff"] * 20
     with pytest.raises(
         UsageError, match=r"out.csv: cannot hold column 'digest', .*; choose others \(--id\) or .parquet"
     ):
-        score_file(table, source, tmp_path / "out.csv")
+        score_file(table_target, source, tmp_path / "out.csv")
     assert not folder_of(tmp_path / "out.csv").exists()
 
 
 def test_what_cannot_be_written_names_the_output(
-    table: EngineTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table_target: EngineTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.score.sinks._NOT_TEXT", ())
     source = write_parquet(rows_of_table(20).append_column("digest", pa.array([b"\xff"] * 20)), tmp_path / "x")
     with pytest.raises(UsageError, match=r"out.csv: cannot be written: "):
-        score_file(table, source, tmp_path / "out.csv")
+        score_file(table_target, source, tmp_path / "out.csv")
 
 
 def test_a_model_without_p_values_gives_likelihoods_alone(models_dir: Path, tmp_path: Path) -> None:

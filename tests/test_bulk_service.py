@@ -16,20 +16,10 @@ import pytest
 from service.score import targets
 from service.score.command import score_file
 from service.score.targets import EngineTarget, ServiceTarget, TargetError
-from tests.bulk import ANSWERS, read, rows_of_table, target_of
-from tests.conftest import tiny_images
+from tests.bulk import ANSWERS, read, rows_of_table
+from tests.conftest import target_of, tiny_images
 from tests.test_files import TABLE, write_npy, write_parquet
 from tests.test_server import server
-
-
-@pytest.fixture(scope="module")
-def mixed(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineTarget:
-    return target_of(models_dir / "tiny-mixed.pt", tmp_path_factory.mktemp("plans"))
-
-
-@pytest.fixture(scope="module")
-def table(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> EngineTarget:
-    return target_of(models_dir / "tiny-table.pt", tmp_path_factory.mktemp("plans"))
 
 
 @pytest.fixture(scope="module")
@@ -101,17 +91,17 @@ def alike(found: Path, expected: Path) -> None:
 
 
 def test_a_service_gives_the_answers_of_its_artifact(
-    url: str, mixed: EngineTarget, tmp_path: Path, small_batches: None, models_dir: Path
+    url: str, mixed_target: EngineTarget, tmp_path: Path, small_batches: None, models_dir: Path
 ) -> None:
     rows = pa.concat_tables([TABLE] * 25)
     colors = rows["color"].to_pylist()
     colors[40] = "pink"
     source = write_parquet(rows.set_column(5, "color", pa.array(colors)), tmp_path / "x")
-    score_file(mixed, source, tmp_path / "here.parquet", fdr=0.5)
+    score_file(mixed_target, source, tmp_path / "here.parquet", fdr=0.5)
     with closing(ServiceTarget(url, "tiny-mixed", reproducible=True, concurrency=3)) as target:
         summary = score_file(target, source, tmp_path / "there.parquet", fdr=0.5)
         assert (summary.scored, summary.rejected) == (99, 1)
-        assert target.score(np.zeros((1, 5))).keys() == mixed.score(np.zeros((1, 5))).keys()
+        assert target.score(np.zeros((1, 5))).keys() == mixed_target.score(np.zeros((1, 5))).keys()
     alike(tmp_path / "there.parquet", tmp_path / "here.parquet")
     x = write_npy(tiny_images().fit.x[:20], tmp_path / "x")
     score_file(target_of(models_dir / "tiny-images.pt", tmp_path), x, tmp_path / "here.npy")
@@ -128,11 +118,11 @@ def test_a_service_gives_the_answers_of_its_artifact(
 
 
 def test_what_a_service_refuses_for_now_or_loses_is_asked_again(
-    url: str, table: EngineTarget, tmp_path: Path, small_batches: None, monkeypatch: pytest.MonkeyPatch
+    url: str, table_target: EngineTarget, tmp_path: Path, small_batches: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(targets, "FIRST_PAUSE_S", 0.01)
     source = write_parquet(rows_of_table(160), tmp_path / "x")
-    score_file(table, source, tmp_path / "here.parquet")
+    score_file(table_target, source, tmp_path / "here.parquet")
     faults = [429, 503, "closed", 504, "short", 502, 429, "closed", None, 503, None, "short"]
     with (
         unreliable(url, list(faults)) as (front, asked),
@@ -187,9 +177,11 @@ def test_calibrations_of_as_many_rows_are_told_apart(url: str, monkeypatch: pyte
     assert calibration_of(0.0) == calibration_of(0.0) != calibration_of(0.5)
 
 
-def test_a_service_that_takes_fewer_rows_gets_fewer(models_dir: Path, tmp_path: Path, table: EngineTarget) -> None:
+def test_a_service_that_takes_fewer_rows_gets_fewer(
+    models_dir: Path, tmp_path: Path, table_target: EngineTarget
+) -> None:
     source = write_parquet(rows_of_table(1000), tmp_path / "x")
-    score_file(table, source, tmp_path / "here.parquet")
+    score_file(table_target, source, tmp_path / "here.parquet")
     with pytest.MonkeyPatch.context() as patches:
         patches.setenv("GLOW_MAX_REQUEST_ROWS", "100")
         with (

@@ -37,17 +37,6 @@ from tests.wire import IMAGES, TABLE, png, post
 LOWEST = np.finfo(np.float64).min
 
 
-@pytest.fixture(scope="module")
-def images(models_dir: Path) -> Artifact:
-    return open_artifact(models_dir / f"{IMAGES}.pt")
-
-
-@pytest.fixture(scope="module")
-def x(image_splits: Splits) -> Any:
-    assert image_splits.test is not None
-    return image_splits.test.x[:7]
-
-
 def statistics_of(artifact: Artifact, x: Any) -> dict[str, Any]:
     values = artifact.program.statistics(torch.from_numpy(x).float()).numpy().T
     return dict(zip(artifact.manifest.statistics, values, strict=True))

@@ -96,11 +96,9 @@ def test_malignant_rows_are_anomalies_and_held_out_benign_ones_are_not(cancer: A
     malignant = load("sklearn:breast-cancer", wanted=Selection(normal_label=0))
     calibration = cancer.manifest.calibration
     assert calibration is not None
+    known = calibration.arrays["negative_log_likelihood"]
     flagged = [
-        np.mean(
-            p_values(-cancer.program.log_prob(as_inputs(rows)).numpy(), calibration.arrays["negative_log_likelihood"])
-            <= 0.05
-        )
+        np.mean(p_values(-cancer.program.log_prob(as_inputs(rows)).numpy(), known) <= 0.05)
         for rows in (malignant, splits.test)
     ]
     assert flagged[0] > 0.6

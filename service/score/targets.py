@@ -23,12 +23,13 @@ from service.artifact import Signature
 from service.cli import UsageError
 from service.codecs import arrow, npy
 from service.engine import Engine, choose_device
+from service.flows import default_alpha
 from service.http_answers import error_of, retry_after_s
 from service.machine import available_cpus
 from service.options import score_names
-from service.scorer import chosen_scores, score_pass, scoring_key, unpack
+from service.scorer import chosen_scores, p_value_column, score_pass, scoring_key, unpack
 from service.scores import DEFINITIONS
-from service.settings import read_settings
+from service.settings import settings_for
 
 RETRIED = (429, 502, 503, 504)  # busy, restarting, too slow
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0  # between tries; doubled after each
@@ -75,8 +76,7 @@ class EngineTarget(Target):
     """
 
     def __init__(self, artifact: Path, cache_dir: Path, scores: str | None = None, reproducible: bool = False) -> None:
-        # What the environment says of the server must not stand in the way.
-        settings = read_settings(models=[artifact], default_model=None, host="127.0.0.1", workers=1)
+        settings = settings_for(artifact)
         self.concurrency = settings.threads or available_cpus()
         if choose_device(settings.device) == "cuda":
             self.concurrency = 1
@@ -86,7 +86,7 @@ class EngineTarget(Target):
         self._names = chosen_scores(self._manifest, None if scores is None else score_names(scores))
         self._key = scoring_key(self._manifest, self._names, reproducible)
         calibration = self._manifest.calibration
-        self.alpha = None if calibration is None else settings.alpha or calibration.alpha
+        self.alpha = None if calibration is None else default_alpha(settings, calibration)
         self.num_calibration = None if calibration is None else calibration.num_rows
         self.calibration = "none"
         self.answers = _answer_names(scores, calibration is not None)
@@ -234,4 +234,4 @@ def _answer_names(scores: str | None, calibrated: bool) -> set[str]:
     """Names that answers may have; of all scores, more than one model has."""
     named = [*DEFINITIONS] if scores == "all" else scores.split(",") if scores else []
     default = {"score", "p_value"} if calibrated else set()
-    return {"log_likelihood", "bits_per_dim", *default, *named, *(f"p_value_{name}" for name in named)}
+    return {"log_likelihood", "bits_per_dim", *default, *named, *map(p_value_column, named)}
