@@ -13,9 +13,9 @@ import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
-_NO_MEMORY = (  # torch's allocators, C++, oneDNN (which does not tell why), cuBLAS and cuDNN
+_NO_MEMORY = (  # torch's allocators, C++, oneDNN (which does not tell why), cuBLAS and cuDNN (whose last word it is)
     *("can't allocate memory", "out of memory", "std::bad_alloc", "could not create a primitive"),
-    *("could not execute a primitive", "ALLOC_FAILED"),
+    *("could not execute a primitive", "ALLOC_FAILED", "ALLOCATION_FAILED", "unable to find an engine"),
 )
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)

@@ -134,6 +134,12 @@ def test_failed_allocations_are_told_from_other_errors() -> None:
         np.empty(2**55)
     assert is_out_of_memory(of_torch.value)
     assert is_out_of_memory(of_numpy.value)
-    for words in ("CUDA out of memory. Tried to allocate", "std::bad_alloc", "could not create a primitive"):
+    for words in (
+        "CUDA out of memory. Tried to allocate",
+        "std::bad_alloc",
+        "could not create a primitive",
+        "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "GET was unable to find an engine to execute this computation",
+    ):
         assert is_out_of_memory(RuntimeError(f"The following operation failed in the interpreter. {words}"))
     assert not is_out_of_memory(RuntimeError("shape '[2]' is invalid"))
