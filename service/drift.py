@@ -45,14 +45,10 @@ correction of the Kolmogorov distribution, Stephens 1970.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
-import mmap
-import os
 import time
 import zlib
-from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
@@ -62,6 +58,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.scores import FloatArray
+from service.shared import shared_record
 
 Tail = Literal["higher", "lower"]
 TAILS: tuple[Tail, ...] = get_args(Tail)
@@ -193,14 +190,10 @@ class Drift:
             ]
         )
         self._steps = np.arange(_MAX_BLOCK, dtype=np.float64)
-        self._lock: AbstractContextManager[object] = nullcontext()
-        memory: mmap.mmap | bytearray = bytearray(layout.itemsize)
         if path is not None:
-            fingerprint = zlib.crc32(calibration.tobytes())
-            file = os.open(f"{path}-{fingerprint:08x}", os.O_RDWR | os.O_CREAT, 0o600)
-            os.ftruncate(file, layout.itemsize)
-            self._lock, memory = _FileLock(file), mmap.mmap(file, layout.itemsize)
-        self._state = np.frombuffer(memory, layout)[0]
+            path = path.with_name(f"{path.name}-{zlib.crc32(calibration.tobytes()):08x}")
+        self._lock, record = shared_record(layout, path)
+        self._state = record[0]
         self._pending: FloatArray = self._state["pending"]
         with self._lock:
             if not self._state["since"]:
@@ -374,16 +367,3 @@ def ks_p_value(statistic: float, num_first: int, num_second: int) -> float:
         return 1.0
     terms = np.arange(1, 101)
     return float(2 * ((-1.0) ** (terms - 1) * np.exp(-2 * terms**2 * x**2)).sum().clip(0, 0.5))
-
-
-class _FileLock:
-    """Holds a file's lock, which ends with its process."""
-
-    def __init__(self, file: int) -> None:
-        self._file = file
-
-    def __enter__(self) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_UN)

@@ -1,0 +1,336 @@
+"""Keys: who has none is told so, who has one gets what its scopes and rows allow, and nothing tells what a key is."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from fastapi import FastAPI
+from starlette.routing import Route
+
+from service import api, keys
+from service.access import OPEN, Access, read_access, scope_of
+from service.app import create_app
+from service.errors import Forbidden, QuotaExceeded, TooLarge, Unauthorized
+from service.quota import TokenBucket
+from service.settings import Settings, SettingsError
+from tests.wire import TABLE
+
+ENTRIES = {
+    "reader": ["infer"],
+    "scraper": ["metrics"],
+    "operator": ["admin"],
+    "all": ["infer", "metrics", "admin"],
+}
+ROW = {"model": TABLE, "inputs": [[0.5, 1010.0, 3.0]]}
+
+
+def secret_of(name: str) -> str:
+    return f"secret-of-{name}"
+
+
+def entry(name: str, scopes: list[str], **further: object) -> str:
+    digest = hashlib.sha256(secret_of(name).encode()).hexdigest()
+    lines = [f'id = "{name}"', f'sha256 = "{digest}"', f"scopes = {scopes}".replace("'", '"')]
+    return "\n".join(["[[keys]]", *lines, *(f"{key} = {value}" for key, value in further.items()), ""])
+
+
+def key(name: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {secret_of(name)}"}
+
+
+@pytest.fixture(scope="module")
+def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "keys.toml"
+    limited = entry("limited", ["infer"], rows_per_second=0.001, burst_rows=10)
+    path.write_text("".join(entry(name, scopes) for name, scopes in ENTRIES.items()) + limited)
+    return path
+
+
+@pytest_asyncio.fixture(scope="module")
+async def guarded(settings: Settings, keys_file: Path, models_dir: Path) -> AsyncIterator[FastAPI]:
+    changes = {"api_keys_file": keys_file, "models": [models_dir / f"{TABLE}.pt"], "default_model": None}
+    app = create_app(settings.model_copy(update={**changes, "cors_origins": ["https://good.example"]}))
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+@pytest_asyncio.fixture(scope="module")
+async def asker(guarded: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(guarded, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+def paths_of(app: FastAPI) -> list[tuple[str, str]]:
+    """Every method and path that the application answers, and some that it does not."""
+    routes = [route for route in (*app.routes, *api.router.routes) if isinstance(route, Route)]
+    known = [
+        (method, route.path.replace("{name}", TABLE))
+        for route in routes
+        for method in route.methods or ()
+        if "{" not in route.path.replace("{name}", TABLE)
+    ]
+    static = [("GET", "/static-offline-docs/swagger-ui.css")]
+    return [*known, *static, ("GET", "/nothing"), ("POST", "/nothing"), ("DELETE", "/models"), ("OPTIONS", "/encode")]
+
+
+async def test_without_a_key_nothing_is_answered_but_whether_it_lives_and_is_ready(
+    guarded: FastAPI, asker: httpx.AsyncClient
+) -> None:
+    asked = paths_of(guarded)
+    assert len(asked) > 15
+    for method, path in asked:
+        response = await asker.request(method, path)
+        if path in OPEN and method in ("GET", "HEAD"):
+            assert response.status_code == 200
+        else:
+            assert response.status_code == 401, (method, path)
+            assert response.headers["www-authenticate"] == "Bearer"
+            if method != "HEAD":
+                assert response.json()["code"] == "unauthorized"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": "Bearer wrong"},
+        {"authorization": f"Basic {secret_of('all')}"},
+        {"authorization": "Bearer"},
+        {"authorization": f"Bearer {secret_of('all')}x"},
+        {"authorization": f"Bearer {secret_of('all')[:-1]}"},
+        {"x-api-key": ""},
+        {"x-api-key": hashlib.sha256(secret_of("all").encode()).hexdigest()},
+        {"cookie": secret_of("all")},
+    ],
+)
+async def test_what_is_not_a_key_of_the_file_is_refused(asker: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    response = await asker.post("/encode", json=ROW, headers=headers)
+    assert response.status_code == 401
+    assert all(value not in response.text for value in headers.values() if value)
+
+
+async def test_a_key_may_come_in_either_header(asker: httpx.AsyncClient) -> None:
+    for headers in (key("reader"), {"x-api-key": secret_of("reader")}, {"Authorization": f"bearer {secret_of('all')}"}):
+        assert (await asker.post("/encode", json=ROW, headers=headers)).status_code == 200
+    assert (await asker.get(f"/models?key={secret_of('all')}")).status_code == 401  # an address ends up in logs
+
+
+async def test_scopes_are_kept_apart(asker: httpx.AsyncClient) -> None:
+    asked = {
+        "infer": ("POST", "/encode"),
+        "metrics": ("GET", "/metrics"),
+        "admin": ("POST", f"/models/{TABLE}/drift/reset"),
+    }
+    for name, scopes in ENTRIES.items():
+        for scope, (method, path) in asked.items():
+            response = await asker.request(method, path, json=ROW if scope == "infer" else None, headers=key(name))
+            if scope in scopes:
+                assert response.status_code == 200
+            else:
+                assert response.status_code == 403
+                assert f"needs the scope {scope}; key {name} has" in response.json()["error"]
+
+
+def test_what_is_not_known_and_may_change_something_needs_the_scope_admin() -> None:
+    for method in ("POST", "PUT", "PATCH", "DELETE", "PURGE"):
+        assert scope_of(method, "/anything") == scope_of(method, "/livez") == "admin"
+    for path in ("/LIVEZ", "/livez/", "//livez", "/livez/../metrics", "/v2/health/live/x", ""):
+        assert scope_of("GET", path) == "infer"
+
+
+async def test_without_keys_everyone_may_ask_and_nobody_may_administer(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/metrics")).status_code == 200
+    response = await client.post("/admin/reload")
+    assert response.status_code == 403
+    assert "GLOW_API_KEYS_FILE names none" in response.json()["error"]
+
+
+async def test_a_quota_counts_rows_and_says_when_there_are_some_again(asker: httpx.AsyncClient) -> None:
+    rows = ROW["inputs"] * 6  # type: ignore[operator]
+    first = await asker.post("/log-likelihood", json={**ROW, "inputs": rows}, headers=key("limited"))
+    assert first.status_code == 200
+    refused = await asker.post("/log-likelihood", json={**ROW, "inputs": rows}, headers=key("limited"))
+    assert (refused.status_code, refused.json()["code"]) == (429, "quota_exceeded")
+    assert int(refused.headers["retry-after"]) in (1999, 2000)
+    never = await asker.post("/log-likelihood", json={**ROW, "inputs": rows * 2}, headers=key("limited"))
+    assert never.status_code == 413
+    for options in ({"explain": True}, {"dequantization": {"samples": 4}}):  # one row, which runs more of them
+        dear = await asker.post("/log-likelihood", json={**ROW, **options}, headers=key("limited"))
+        assert dear.status_code in (413, 429), options
+    assert (await asker.get("/sample?n=4", headers=key("limited"))).status_code == 200
+    assert (await asker.post("/encode", content=b"not even read", headers=key("limited"))).status_code == 429
+    assert (await asker.get("/models", headers=key("limited"))).status_code == 200
+
+
+def test_a_bucket_fills_at_its_rate_and_no_higher_than_its_burst(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("service.quota.time.monotonic", lambda: now)
+    bucket = TokenBucket("x", rate=2.0, burst=10)
+    bucket.take(10)
+    with pytest.raises(QuotaExceeded) as error:
+        bucket.take(5)
+    assert error.value.retry_after_s == 3
+    with pytest.raises(QuotaExceeded):
+        bucket.check()
+    now += 2.5
+    bucket.take(5)
+    now += 1e6
+    bucket.take(10)
+    with pytest.raises(QuotaExceeded):
+        bucket.take(1)
+    with pytest.raises(TooLarge):
+        bucket.take(11)
+
+
+def test_workers_share_a_bucket(tmp_path: Path) -> None:
+    first, second = (TokenBucket("x", 1e-9, 10, tmp_path / "bucket") for _ in range(2))
+    first.take(6)
+    second.take(4)
+    with pytest.raises(QuotaExceeded):
+        first.take(1)
+
+
+def test_every_key_is_compared_and_the_one_given_is_not_kept(keys_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    compare = hmac.compare_digest
+
+    def spy(given: bytes, expected: bytes) -> bool:
+        compared.append((given, expected))
+        return compare(given, expected)
+
+    monkeypatch.setattr(hmac, "compare_digest", spy)
+    known = read_access(keys_file)
+    for name in ("reader", "limited", "nobody"):
+        compared.clear()
+        headers = [(b"x-api-key", secret_of(name).encode())]
+        if name == "nobody":
+            with pytest.raises(Unauthorized):
+                known.check("GET", "/models", headers)
+        else:
+            assert known.check("GET", "/models", headers).id == name
+        assert len(compared) == len(known.keys)
+    assert b"secret-of" not in repr(known).encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "keys: Field required"),
+        ("keys = []", "keys: List should have at least 1 item"),
+        ("nonsense", "is not TOML"),
+        (entry("a b", ["infer"]), "keys.0.id: String should match pattern"),
+        (entry("a", ["everything"]), "keys.0.scopes.0: Input should be 'infer', 'metrics' or 'admin'"),
+        (entry("a", []), "keys.0.scopes: List should have at least 1 item"),
+        (entry("a", ["infer"], rows_per_second=0), "keys.0.rows_per_second: Input should be greater than 0"),
+        (entry("a", ["infer"], burst_rows=5), "burst_rows is of no use without rows_per_second"),
+        (entry("a", ["infer"], secret='"s3cret"'), "keys.0.secret: Extra inputs are not permitted"),
+        (entry("a", ["infer"]) * 2, "two keys have the id a"),
+        ('[[keys]]\nid = "a"\nsha256 = "s3cret"\nscopes = ["infer"]', "keys.0.sha256: String should match pattern"),
+    ],
+)
+def test_a_wrong_keys_file_refuses_the_start_without_quoting_it(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match="GLOW_API_KEYS_FILE") as error:
+        read_access(path)
+    assert message in str(error.value)
+    assert "s3cret" not in str(error.value)
+
+
+def test_a_keys_file_that_is_not_there_refuses_the_start(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="No such file"):
+        read_access(tmp_path / "keys.toml")
+
+
+def test_a_made_key_opens_what_its_entry_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys.main(["ops", "--scopes", "admin", "infer", "--rows-per-second", "100"])
+    printed = capsys.readouterr()
+    made = printed.err.rpartition(" ")[2].strip()
+    assert made not in printed.out
+    assert len(made) >= 43  # 256 bits
+    path = tmp_path / "keys.toml"
+    path.write_text(printed.out)
+    known = read_access(path)
+    caller = known.check("POST", "/admin/reload", [(b"authorization", f"Bearer {made}".encode())])
+    assert caller.id == "ops"
+    assert sorted(caller.scopes) == ["admin", "infer"]
+    with pytest.raises(Forbidden):
+        known.check("GET", "/metrics", [(b"x-api-key", made.encode())])
+
+
+async def test_keys_are_exchanged_without_a_restart(settings: Settings, models_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(entry("all", ENTRIES["all"]))
+    changes: dict[str, Any] = {"api_keys_file": path, "models": [models_dir / f"{TABLE}.pt"], "default_model": None}
+    app = create_app(settings.model_copy(update=changes))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as asker,
+    ):
+        path.write_text("broken")
+        assert (await asker.post("/admin/reload", headers=key("all"))).status_code == 409
+        assert (await asker.get("/models", headers=key("all"))).status_code == 200
+        path.write_text(entry("reader", ["infer"]))
+        assert (await asker.post("/admin/reload", headers=key("all"))).status_code == 200
+        assert (await asker.get("/models", headers=key("all"))).status_code == 401
+        assert (await asker.get("/models", headers=key("reader"))).status_code == 200
+
+
+def test_a_public_address_needs_keys_or_a_permission(keys_file: Path) -> None:
+    with pytest.raises(ValueError, match=r"GLOW_API_KEYS_FILE .* or GLOW_ALLOW_ANONYMOUS"):
+        Settings(host="0.0.0.0")
+    Settings(host="0.0.0.0", allow_anonymous=True)
+    Settings(host="0.0.0.0", api_keys_file=keys_file)
+
+
+async def test_keys_are_needed_though_anonymous_callers_are_allowed(
+    settings: Settings, models_dir: Path, keys_file: Path
+) -> None:
+    changes: dict[str, Any] = {"api_keys_file": keys_file, "allow_anonymous": True}
+    app = create_app(
+        settings.model_copy(update={**changes, "models": [models_dir / f"{TABLE}.pt"], "default_model": None})
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as asker:
+        assert (await asker.get("/models")).status_code == 401
+
+
+async def test_no_other_site_may_call_unless_it_is_named(client: httpx.AsyncClient, asker: httpx.AsyncClient) -> None:
+    asking = {"origin": "https://good.example", "access-control-request-method": "POST"}
+    for path, headers in (("/encode", asking), ("/models", {"origin": "https://good.example"})):
+        response = await client.request("OPTIONS" if path == "/encode" else "GET", path, headers=headers)
+        assert not [name for name in response.headers if name.startswith("access-control")]
+    allowed = await asker.options("/encode", headers={**asking, "access-control-request-headers": "x-api-key"})
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == "https://good.example"
+    assert "access-control-allow-credentials" not in allowed.headers
+    other = await asker.options("/encode", headers={**asking, "origin": "https://bad.example"})
+    assert other.status_code == 400
+    with pytest.raises(ValueError, match="is no origin"):
+        Settings(cors_origins=["*"])
+
+
+async def test_every_answer_says_what_it_must_not_be_taken_for(client: httpx.AsyncClient) -> None:
+    for path in ("/livez", "/models", "/nothing", "/sample?n=1", "/sample?n=0", "/docs", "/metrics"):
+        headers = (await client.get(path)).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert headers.get_list("content-security-policy") == [headers["content-security-policy"]]
+
+
+async def test_keys_do_not_reach_the_log(asker: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG"):
+        await asyncio.gather(*(asker.post("/encode", json=ROW, headers=key(name)) for name in (*ENTRIES, "nobody")))
+    assert "secret-of" not in caplog.text
+
+
+def test_no_keys_file_means_no_keys() -> None:
+    assert read_access(None) == Access()
