@@ -11,6 +11,7 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 2**16
+_LAST_S = 0.25  # in which what a caller has sent arrives
 _SMALL = 4096  # bytes that are worth holding back for the next ones
 
 
@@ -33,11 +34,22 @@ class Protocol(HttpToolsProtocol):
         if self._in_head:  # still, after what came before
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the head is over {MAX_HEAD_BYTES} bytes")
+                self._refuse_head()
                 return
+        elif len(data) > MAX_HEAD_BYTES and self._expects_head and b"\r\n\r\n" not in data[:MAX_HEAD_BYTES]:
+            self._refuse_head()
+            return
         super().data_received(data)
         if self._in_head:
             self._await_head()
+
+    @property
+    def _expects_head(self) -> bool:
+        """Whether what comes next begins a request."""
+        return self.cycle is None or not self.cycle.more_body
+
+    def _refuse_head(self) -> None:
+        self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the head is over {MAX_HEAD_BYTES} bytes")
 
     def on_message_begin(self) -> None:
         self._in_head, self._head_bytes = True, 0
@@ -47,6 +59,13 @@ class Protocol(HttpToolsProtocol):
         self._in_head = False
         self._head_arrived()
         super().on_headers_complete()
+
+    def shutdown(self) -> None:
+        """End the connection, but not on a request that is on its way: one that asks nothing now has a moment more."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(_LAST_S, super().shutdown)
+        else:
+            super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""

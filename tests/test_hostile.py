@@ -1,0 +1,164 @@
+"""What callers may send and how: bounded in bytes, pixels, depth and time, and the service answers the next one."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import socket
+import struct
+import time
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.test_server import answered, server
+from tests.wire import IMAGES, TABLE
+
+ROW = b'{"inputs":[[0.5,1010.0,3.0]]}'
+
+
+def png_bomb(width: int, height: int) -> bytes:
+    """A picture of few bytes and many pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(bytes((width + 1) * min(height, 2000)), 9)
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("width", "height"), [(20_000, 20_000), (2**31 - 1, 2**31 - 1), (8, 10**6), (2000, 2000)])
+async def test_a_picture_of_many_pixels_is_refused_by_its_head(
+    client: httpx.AsyncClient, width: int, height: int
+) -> None:
+    bomb = (
+        png_bomb(min(width, 20_000), height)
+        if width < 10**6
+        else png_bomb(16, 16)[:16] + struct.pack(">II", width, height) + png_bomb(16, 16)[24:]
+    )
+    for content, headers in (
+        (bomb, {"content-type": "image/png"}),
+        (
+            json.dumps({"model": IMAGES, "inputs": [base64.b64encode(bomb).decode()]}).encode(),
+            {"content-type": "application/json"},
+        ),
+    ):
+        tracemalloc.start()
+        response = await client.post("/encode", content=content, headers=headers)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert response.status_code in (400, 413, 422), response.text
+        assert peak < 16 * 2**20
+
+
+@pytest.mark.parametrize("depth", [9, 100, 1000, 100_000])
+@pytest.mark.parametrize(
+    "shape", ['{{"inputs":{opened}1{closed}}}', '{{"model":{opened}1{closed}}}', "{opened}{closed}"]
+)
+async def test_deep_json_is_refused_however_deep(client: httpx.AsyncClient, depth: int, shape: str) -> None:
+    body = shape.format(opened="[" * depth, closed="]" * depth)
+    objects = '{"a":' * depth + "1" + "}" * depth
+    for content in (body, f'{{"inputs":{objects}}}', body[: len(body) // 2]):
+        response = await client.post("/encode", content=content, headers={"content-type": "application/json"})
+        assert response.status_code in (400, 422)
+        assert len(response.content) < 1024
+
+
+async def test_an_error_quotes_no_more_than_a_name_of_what_was_sent(client: httpx.AsyncClient) -> None:
+    secret = "payload" * 10_000
+    for body in (
+        {"inputs": secret},
+        {"inputs": [[secret]]},
+        {"inputs": [{"a": secret}]},
+        {"model": secret, "inputs": [[1]]},
+        {"inputs": [[1]], secret: 1},
+        {"inputs": [[1]], "alpha": secret},
+        {"inputs": [[1]], "scores": [secret]},
+    ):
+        response = await client.post("/log-likelihood", json=body)
+        assert response.status_code in (400, 404, 413, 422)
+        assert len(response.content) < 1024
+    for path in (f"/models/{secret[:9000]}", f"/sample?seed={secret[:9000]}", f"/{secret[:9000]}"):
+        assert len((await client.get(path)).content) < 1024
+
+
+@pytest.fixture(scope="module")
+def address(models_dir: Path) -> Iterator[tuple[str, int]]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("DEADLINE_S", "1"), ("KEEP_ALIVE_S", "1"), ("MAX_BODY_BYTES", str(2**20))):
+            patch.setenv(f"GLOW_{name}", value)
+        with server("--models", models_dir / f"{TABLE}.pt") as (url, _):
+            yield "127.0.0.1", int(url.rpartition(":")[2])
+
+
+def ask(address: tuple[str, int], *parts: bytes, pause_s: float = 0.0) -> bytes:
+    """Send parts, and read until the server closes."""
+    with socket.create_connection(address, timeout=20) as connection:
+        for part in parts:
+            try:
+                connection.sendall(part)
+            except OSError:  # closed
+                break
+            time.sleep(pause_s)
+        try:
+            return answered(connection)
+        except ConnectionResetError:
+            return b""
+
+
+def works(address: tuple[str, int]) -> bool:
+    head = b"POST /encode HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    return b"200 OK" in ask(address, head + b"content-length: %d\r\n\r\n" % len(ROW) + ROW)
+
+
+def test_a_slow_body_is_given_up_at_the_deadline(address: tuple[str, int]) -> None:
+    head = b"POST /encode HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 1000\r\n\r\n"
+    began = time.monotonic()
+    reply = ask(address, head, *[b"{"] * 8, pause_s=0.4)
+    assert b"504 " in reply
+    assert b'"code":"deadline_exceeded"' in reply
+    assert time.monotonic() - began < 10
+    assert works(address)
+
+
+def test_a_body_that_never_ends_is_cut_off_at_the_limit(address: tuple[str, int]) -> None:
+    chunk = b"10000\r\n" + b"1" * 2**16 + b"\r\n"
+    head = b"POST /encode HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+    reply = ask(address, head, *[chunk] * 64)
+    assert reply == b"" or b"413 " in reply  # unread input may reset the connection
+    packed = gzip.compress(bytes(2**26))
+    bomb = (
+        b"POST /encode HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n"
+    )
+    reply = ask(address, bomb % len(packed) + packed)
+    assert reply == b"" or b"413 " in reply
+    assert works(address)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /" + b"a" * 2**17 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nhost: x\r\n" + b"x: y\r\n" * 20_000 + b"\r\n",
+        b"POST /encode HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+        b"POST /encode HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999999999999999\r\n\r\n",
+        b"POST /encode HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /encode HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"\x00" * 1000,
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # TLS
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+)
+def test_what_is_no_request_ends_its_connection_alone(address: tuple[str, int], sent: bytes) -> None:
+    with socket.create_connection(address, timeout=20) as other:
+        reply = ask(address, sent)
+        assert reply == b"" or reply.startswith((b"HTTP/1.1 4",)), reply[:100]
+        other.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        assert b"200 OK" in answered(other)
+    assert works(address)
