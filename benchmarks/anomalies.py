@@ -26,7 +26,8 @@ from benchmarks.corruptions import corruptions
 from model.cli import Parser, UsageError, run_command
 from model.data import Array, Selection, load
 from model.recipe import load_splits, parse_recipe
-from service.engine import Engine
+from service.catalog import warm_catalog
+from service.engine import Model
 from service.scorer import score_pass, scoring_key, unpack
 from service.settings import read_settings
 
@@ -70,15 +71,12 @@ def strokes(num: int, random: np.random.Generator) -> Array:
     return np.stack(images)[:, None]
 
 
-def flow_scores(engine: Engine, images: Array) -> Scores:
+def flow_scores(model: Model, images: Array) -> Scores:
     """Every score of the artifact, and the size of the picture turned round, since small ones are the suspects."""
-    manifest = engine.manifests[engine.default]
-    key = scoring_key(manifest, manifest.scoring.names, reproducible=True)
+    manifest = model.manifest
+    key = scoring_key(model, manifest.scoring.names, reproducible=True)
     x = images.astype(np.float32)
-    parts = [
-        unpack(manifest, key, score_pass(engine, key, x[start : start + CHUNK])).scores
-        for start in range(0, len(x), CHUNK)
-    ]
+    parts = [unpack(key, score_pass(key, x[start : start + CHUNK])).scores for start in range(0, len(x), CHUNK)]
     scores = {str(name): np.concatenate([part[name] for part in parts]) for name in manifest.scoring.names}
     size = scores.pop("complexity")
     return {**scores, "-complexity": -size}
@@ -118,11 +116,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--rows", type=at_least(int, 100), default=10_000, help="images of each set, at most")
     args = parser.parse_args(argv)
-    engine = Engine(read_settings(models=[args.artifact], default_model=None, workers=1, cache_dir=None))
-    manifest = engine.manifests[engine.default]
+    settings = read_settings(models=[args.artifact], default_model=None, workers=1, cache_dir=None)
+    model = warm_catalog(settings, reproducible_only=True).default
+    manifest = model.manifest
     if manifest.name not in FILES:
         raise UsageError(f"{args.artifact}: must be a model of {' or '.join(FILES)}, got {manifest.name!r}")
-    engine.warm_up(reproducible_only=True)
     recipe = parse_recipe(manifest.recipe, str(args.artifact))
     normal, foreign = image_sets(manifest.name, args.data, args.rows)
     splits = load_splits(recipe.data, args.data)
@@ -131,7 +129,7 @@ def main(argv: list[str]) -> None:
 
     def scores(images: Array) -> Scores:
         rows = images.reshape(len(images), -1) / 255.0
-        return flow_scores(engine, images) | {name: compute(rows) for name, compute in of_pixels.items()}
+        return flow_scores(model, images) | {name: compute(rows) for name, compute in of_pixels.items()}
 
     of_normal = scores(normal)
     print(f"{manifest.name}@{manifest.version}, default score {manifest.scoring.default}: {len(normal)} normal images")

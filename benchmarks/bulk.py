@@ -25,41 +25,39 @@ from pyarrow import parquet
 
 from benchmarks.arguments import at_least
 from model.cli import Parser, run_command
-from service.engine import Engine, PassKey
+from service.catalog import warm_catalog
+from service.engine import Model
 from service.machine import available_cpus, processor
 from service.settings import EMBEDDED_ARTIFACTS, Settings
 
 MODEL = "breast-cancer"
 ARTIFACT = EMBEDDED_ARTIFACTS / f"{MODEL}.pt"
 PART = 2**16  # rows that are drawn and written at once
-STATISTICS = PassKey(MODEL, "statistics")
 
 
-def engine(cache: Path, threads: int) -> Engine:
-    """The engine, warm."""
-    made = Engine(Settings(models=[ARTIFACT], threads=threads, device="cpu", cache_dir=cache))
-    made.warm_up()
-    return made
+def warm(cache: Path, threads: int) -> Model:
+    """The model, warm."""
+    return warm_catalog(Settings(models=[ARTIFACT], threads=threads, device="cpu", cache_dir=cache)).default
 
 
-def write_samples(path: Path, num_rows: int, source: Engine) -> np.ndarray:
+def write_samples(path: Path, num_rows: int, source: Model) -> np.ndarray:
     """Draw rows from the model, write them as a table, and return them."""
-    columns = source.manifests[MODEL].columns
+    columns = source.manifest.columns
     random, parts = np.random.default_rng(0), []
     for start in range(0, num_rows, PART):
         codes = random.standard_normal((min(PART, num_rows - start), len(columns)), np.float32)
-        parts.append(source.run(PassKey(MODEL, "decode"), codes)[0].astype(np.float64))
+        parts.append(source.run("decode", codes)[0].astype(np.float64))
     rows = np.concatenate(parts)
     table = {"patient": np.arange(num_rows)} | {column.name: rows[:, j] for j, column in enumerate(columns)}
     parquet.write_table(pa.table(table), path, row_group_size=PART)
     return rows
 
 
-def in_passes_of_one_thread(source: Engine, rows: np.ndarray, batch_rows: int = 4096) -> None:
+def in_passes_of_one_thread(source: Model, rows: np.ndarray, batch_rows: int = 4096) -> None:
     """Run the engine from a thread a core."""
     with ThreadPoolExecutor(available_cpus()) as pool:
         starts = range(0, len(rows), batch_rows)
-        list(pool.map(lambda start: source.run(STATISTICS, rows[start : start + batch_rows]), starts))
+        list(pool.map(lambda start: source.run("statistics", rows[start : start + batch_rows]), starts))
 
 
 def run_glow_score(source: Path, out: Path, cache: Path) -> dict[str, float]:
@@ -87,10 +85,10 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cache, source, out = folder / "cache", folder / "samples.parquet", folder / "scores.parquet"
-        of_one_thread, as_served = engine(cache, 1), engine(cache, 0)
+        of_one_thread, as_served = warm(cache, 1), warm(cache, 0)
         rows = write_samples(source, args.rows, of_one_thread)
         runs: dict[str, Callable[[], object]] = {
-            "engine, passes as served": lambda: as_served.run(STATISTICS, rows),
+            "engine, passes as served": lambda: as_served.run("statistics", rows),
             "engine, passes of one thread": lambda: in_passes_of_one_thread(of_one_thread, rows),
         }
         rates: dict[str, list[float]] = {name: [] for name in [*runs, "glow-score"]}

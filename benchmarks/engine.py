@@ -33,7 +33,7 @@ from model.glow import Glow, GlowConfig, build_glow
 from model.recipe import Splits, parse_recipe
 from model.trainer import Trainer
 from service.artifact import Manifest, compile_module, open_artifact
-from service.engine import Engine, PassKey
+from service.catalog import warm_catalog
 from service.machine import processor
 from service.settings import EMBEDDED_ARTIFACTS, Settings
 
@@ -146,20 +146,20 @@ def seconds_to_ready(cache: Path) -> float:
 def of_engine(table: Path) -> dict[str, Run]:
     """Operations of the engine, on one thread."""
     settings = Settings(models=[EMBEDDED_ARTIFACTS, table], threads=1, device="cpu")
-    engine = Engine(settings)
-    engine.warm_up()
-    manifest = engine.manifests[IMAGES]
+    catalog = warm_catalog(settings)
+    flow, table_flow, own = (catalog.find(name) for name in (IMAGES, TABLE, "table"))
+    manifest = flow.manifest
     images, codes = pictures(manifest), latents(manifest)
     rows = np.random.default_rng(0).normal(size=(TABLE_ROWS, COLUMNS))
     return {
-        "log_prob, 64": lambda: engine.run(PassKey(IMAGES, "statistics"), images),
-        "log_prob, 1": lambda: engine.run(PassKey(IMAGES, "statistics"), images[:1]),
-        "encode, 64": lambda: engine.run(PassKey(IMAGES, "encode"), images),
-        "decode, 64": lambda: engine.run(PassKey(IMAGES, "decode"), codes),
-        "sample, 64": lambda: engine.run(PassKey(IMAGES, "decode", reproducible=True), codes),
-        "sample, 1": lambda: engine.run(PassKey(IMAGES, "decode", reproducible=True), codes[:1]),
-        "table": lambda: engine.run(PassKey("table", "statistics"), rows),
-        TABLE: lambda: engine.run(PassKey(TABLE, "statistics"), rows),
+        "log_prob, 64": lambda: flow.run("statistics", images),
+        "log_prob, 1": lambda: flow.run("statistics", images[:1]),
+        "encode, 64": lambda: flow.run("encode", images),
+        "decode, 64": lambda: flow.run("decode", codes),
+        "sample, 64": lambda: flow.run("decode", codes, reproducible=True),
+        "sample, 1": lambda: flow.run("decode", codes[:1], reproducible=True),
+        "table": lambda: own.run("statistics", rows),
+        TABLE: lambda: table_flow.run("statistics", rows),
     }
 
 

@@ -22,8 +22,8 @@ from model.cli import Parser, run_command
 from model.data import load
 from model.evaluate import as_inputs
 from model.recipe import load_splits, parse_recipe
-from service.artifact import Manifest
-from service.engine import Engine
+from service.catalog import warm_catalog
+from service.engine import Model
 from service.scorer import score_pass, scoring_key, unpack
 from service.scores import FloatArray, ScoreName, p_values
 from service.settings import EMBEDDED_ARTIFACTS, read_settings
@@ -74,14 +74,15 @@ def rates_of_few(calibration: FloatArray, test: FloatArray) -> Iterator[Rate]:
         yield Rate(alpha, float(rates.mean()), expected - margin, expected + margin)
 
 
-def held_out_scores(engine: Engine, manifest: Manifest, data_dir: Path) -> dict[ScoreName, FloatArray]:
+def held_out_scores(model: Model, data_dir: Path) -> dict[ScoreName, FloatArray]:
     """Every calibrated score of the rows that its recipe tests with, by the score's name."""
+    manifest = model.manifest
     assert manifest.calibration is not None
     recipe = parse_recipe(manifest.recipe, "manifest").data
     test = load(recipe.test, data_dir) if isinstance(recipe.test, str) else load_splits(recipe, data_dir).test
     assert test is not None
-    key = scoring_key(manifest, manifest.calibrated_scores, reproducible=True)
-    scored = unpack(manifest, key, score_pass(engine, key, as_inputs(test).numpy()))
+    key = scoring_key(model, manifest.calibrated_scores, reproducible=True)
+    scored = unpack(key, score_pass(key, as_inputs(test).numpy()))
     return scored.scores
 
 
@@ -89,17 +90,18 @@ def main(argv: list[str]) -> None:
     parser = Parser(prog="python -m benchmarks.false_alarms", description=__doc__)
     parser.add_argument("--data-dir", type=Path, default=Path(), help="folder that holds fashion-mnist/")
     args = parser.parse_args(argv)
-    engine = Engine(read_settings(models=[EMBEDDED_ARTIFACTS], default_model=None, plan="auto", cache_dir=None))
-    engine.warm_up(reproducible_only=True)
+    settings = read_settings(models=[EMBEDDED_ARTIFACTS], default_model=None, plan="auto", cache_dir=None)
+    catalog = warm_catalog(settings, reproducible_only=True)
     print(
         "| artifact | score | calibration | test | division | alpha | false alarms | may be | inside |\n"
         + "|---" * 9
         + "|"
     )
     outside = 0
-    for name, manifest in engine.manifests.items():
+    for model in catalog.models:
+        manifest = model.manifest
         assert manifest.calibration is not None
-        for score, test in held_out_scores(engine, manifest, args.data_dir).items():
+        for score, test in held_out_scores(model, args.data_dir).items():
             calibration = manifest.calibration.arrays[score]
             divisions = {"as shipped": rates_of_many(calibration, test)}
             if len(calibration) + len(test) < FEW_ROWS:
@@ -108,7 +110,7 @@ def main(argv: list[str]) -> None:
                 for rate in rates:
                     outside += not rate.inside
                     print(
-                        f"| {name} | {score} | {len(calibration)} | {len(test)} | {division} | {rate.alpha:g} | "
+                        f"| {model.name} | {score} | {len(calibration)} | {len(test)} | {division} | {rate.alpha:g} | "
                         f"{rate.achieved:.4f} | {rate.lowest:.4f} to {rate.highest:.4f} | "
                         f"{'yes' if rate.inside else 'NO'} |",
                         flush=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from service.artifact import ArtifactError
 from service.cli import Parser, UsageError
 from service.settings import SettingsError, read_settings
 from service.workers import log_to_stderr, serve, serve_with_workers, taken_port
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> int:
@@ -28,10 +31,11 @@ def main(argv: list[str]) -> int:
         settings = read_settings(**given)
         log_to_stderr(settings)
         with taken_port(settings) as bound:
-            app = create_app(settings)  # which checks the artifacts, also for workers, who make their own
+            # Which checks the artifacts, also for workers, who make their own.
+            app = create_app(settings, load_first=settings.workers > 1)
+            logger.info("serving on %s port %d, %d workers", *bound.getsockname()[:2], settings.workers)
             if settings.workers == 1:
-                serve(app, settings, bound)
-                return 0
+                return 0 if serve(app, settings, bound) else 1
             del app
             return 0 if serve_with_workers(settings, bound, given) else 1
     except (SettingsError, ArtifactError, UsageError) as error:

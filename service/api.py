@@ -15,9 +15,10 @@ from fastapi.responses import RedirectResponse
 from service import noise
 from service.answer import answer, formats_of_arrays, formats_of_inputs, json_answer
 from service.artifact import Manifest
-from service.call import Body, Call, flows_of
+from service.call import Body, Call, flows_of, service_of
 from service.codecs import arrow, image, json_body, npy
-from service.errors import TooLarge, Unavailable, UnsupportedMediaType
+from service.engine import Model
+from service.errors import TooLarge, UnsupportedMediaType
 from service.flows import Flows, default_alpha
 from service.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from service.negotiation import choose_format
@@ -47,12 +48,13 @@ async def log_likelihood(call: Call) -> Response:
 
     With `explain`, also what each pixel or column contributes to it.
     """
-    manifest, options, rows = await _read_rows(call, ScoreOptions, "inputs")
+    model, options, rows = await _read_rows(call, ScoreOptions, "inputs")
+    manifest = model.manifest
     formats = formats_of_arrays(picture=options.explain and manifest.kind == "image")
     answer_format = choose_format(call.header("accept"), options.format, formats)
     if answer_format == "png":
         image.check_overlays(rows.shape)
-    values = await call.flows.score(call.budget, manifest, rows, options)
+    values = await call.flows.score(call.budget, model, rows, options)
     if not options.explain:
         return await answer(call, answer_format, manifest, values, "log_likelihood")
     return await answer(call, answer_format, manifest, values, "contributions", partial(image.write_overlays, rows))
@@ -61,18 +63,21 @@ async def log_likelihood(call: Call) -> Response:
 @router.post("/encode", **routes.ENCODE)
 async def encode(call: Call) -> Response:
     """Latent code of each input, a vector that is N(0, I) under the model, and its log-likelihood."""
-    manifest, options, rows = await _read_rows(call, EncodeOptions, "inputs")
+    model, options, rows = await _read_rows(call, EncodeOptions, "inputs")
     answer_format = choose_format(call.header("accept"), options.format, ("json", "npy", "arrow"))
-    latents, log_prob = await call.flows.encode(call.budget, manifest, rows, options.reproducible)
-    return await answer(call, answer_format, manifest, {"latents": latents, "log_likelihood": log_prob}, "latents")
+    latents, log_prob = await call.flows.encode(call.budget, model, rows, options.reproducible)
+    return await answer(
+        call, answer_format, model.manifest, {"latents": latents, "log_likelihood": log_prob}, "latents"
+    )
 
 
 @router.post("/decode", **routes.DECODE)
 async def decode(call: Call) -> Response:
     """Input of each latent code: the inverse of /encode, in the model's units, not rounded (PNG: rounded)."""
-    manifest, options, rows = await _read_rows(call, RowOptions, "latents")
+    model, options, rows = await _read_rows(call, RowOptions, "latents")
+    manifest = model.manifest
     answer_format = choose_format(call.header("accept"), options.format, formats_of_inputs(manifest))
-    outputs = await call.flows.decode(call.budget, manifest, rows, options.reproducible)
+    outputs = await call.flows.decode(call.budget, model, rows, options.reproducible)
     return await answer(call, answer_format, manifest, {"outputs": outputs}, "outputs")
 
 
@@ -96,15 +101,16 @@ async def sample_by_query(call: Call) -> Response:
 
 async def _sample(call: Call, options: SampleOptions) -> Response:
     flows = call.flows
-    manifest = flows.manifest(options.model)
+    model = flows.find(options.model)
+    manifest = model.manifest
     answer_format = choose_format(call.header("accept"), options.format, formats_of_inputs(manifest))
     seed = noise.random_seed() if options.seed is None else options.seed
     temperature = manifest.temperature if options.temperature is None else options.temperature
-    call.begin(manifest.name, options.n)
-    samples = await flows.sample(call.budget, manifest, options.n, temperature, seed)
+    call.begin(model, options.n)
+    samples = await flows.sample(call.budget, model, options.n, temperature, seed)
     values: dict[str, object] = {"samples": samples}
     if answer_format == "json":  # the others carry samples alone, to be sent back as they are
-        values["log_likelihood"] = await flows.log_likelihood(call.budget, manifest, samples, reproducible=True)
+        values["log_likelihood"] = await flows.log_likelihood(call.budget, model, samples, reproducible=True)
     return await answer(call, answer_format, manifest, {**values, "seed": seed}, "samples")
 
 
@@ -120,24 +126,34 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
 
 @router.get("/models", **routes.MODELS)
 async def models(request: Request) -> Response:
-    """Every served model, and the one that answers when none is named."""
+    """Every served model and version, and the name of the one that answers when none is named."""
     flows = flows_of(request)
-    summary = [_public(flows, manifest, _SUMMARY_FIELDS) for manifest in flows.manifests.values()]
-    return json_answer({"default": flows.default, "models": summary})
+    catalog = flows.catalog
+    summary = [
+        {
+            **_public(flows, model.manifest, _SUMMARY_FIELDS),
+            "digest": model.digest,
+            "answers_for_name": catalog.answers_for_name(model),
+        }
+        for model in catalog.models
+    ]
+    return json_answer({"default": catalog.default.name, "models": summary})
 
 
 @router.get("/models/{name}", **routes.MODEL)
 async def model(request: Request, name: str) -> Response:
     """The public part of a model's manifest."""
     flows = flows_of(request)
-    return json_answer(_public(flows, flows.manifest(name), _PUBLIC_FIELDS))
+    model = flows.find(name)
+    about = {"digest": model.digest, "versions": [one.version for one in flows.catalog.versions(model.name)]}
+    return json_answer({**_public(flows, model.manifest, _PUBLIC_FIELDS), **about})
 
 
 @router.get("/models/{name}/example", **routes.EXAMPLE)
 async def example(request: Request, name: str) -> Response:
     """A valid input, from the model's held-out data: as JSON, the body of /log-likelihood and /encode."""
     call = Call(request.scope, request.receive)
-    manifest = call.flows.manifest(name)
+    manifest = call.flows.find(name).manifest
     options = read_options(ExampleOptions, call.query)
     answer_format = choose_format(call.header("accept"), options.format, formats_of_inputs(manifest))
     x = np.asarray(manifest.golden.inputs[:1], manifest.input_dtype).reshape(1, *manifest.shape)
@@ -156,28 +172,37 @@ async def drift(request: Request, name: str) -> Response:
 async def reset_drift(request: Request, name: str) -> Response:
     """Watch a model's drift anew, after a recalibration elsewhere or a cause found: the answer is that of no row."""
     flows = flows_of(request)
-    flows.drift(flows.manifest(name)).reset()
+    flows.drift(flows.find(name)).reset()
     return _drift(request, name)
 
 
+@router.post("/admin/reload", **routes.RELOAD)
+async def reload(request: Request) -> Response:
+    """Read keys and artifacts anew: what is new is verified and warmed up while requests go on, then served.
+
+    Requests under way end with the model that they began with. If anything is wrong, nothing changes.
+    """
+    return json_answer(await service_of(request).reload_all())
+
+
 @router.get("/livez", **routes.LIVEZ)
-async def livez() -> Response:
-    """The process runs."""
+async def livez(request: Request) -> Response:
+    """The process runs, and its engine is not stuck; models may still be loading."""
+    service_of(request).check_alive()
     return json_answer({"status": "ok"})
 
 
 @router.get("/readyz", **routes.READYZ)
 async def readyz(request: Request) -> Response:
-    """Every model is verified and warm, and their engine runs."""
-    if flows_of(request).has_stopped:
-        raise Unavailable("the engine has stopped")
+    """Every model is verified and warm, and the service is not about to end."""
+    service_of(request).check_ready()
     return json_answer({"status": "ok"})
 
 
 @router.get("/metrics", **routes.METRICS)
 async def metrics(request: Request) -> Response:
     """Figures of the service for Prometheus, of all its workers."""
-    return Response(request.app.state.metrics.text(), media_type=METRICS_MEDIA_TYPE)
+    return Response(service_of(request).metrics.text(), media_type=METRICS_MEDIA_TYPE)
 
 
 @router.get("/", include_in_schema=False)
@@ -229,48 +254,49 @@ def _public(flows: Flows, manifest: Manifest, fields: tuple[str, ...]) -> dict[s
 
 def _drift(request: Request, name: str) -> Response:
     flows = flows_of(request)
-    manifest = flows.manifest(name)
-    reading = flows.drift(manifest).read().model_dump(mode="json", exclude_none=True)
-    return json_answer({"model": name, "version": manifest.version, **reading})
+    model = flows.find(name)
+    reading = flows.drift(model).read().model_dump(mode="json", exclude_none=True)
+    return json_answer({"model": model.name, "version": model.version, **reading})
 
 
 async def _read_rows(
     call: Call, kind: type[RowsOptions], field: Literal["inputs", "latents"]
-) -> tuple[Manifest, RowsOptions, Array]:
+) -> tuple[Model, RowsOptions, Array]:
     """Read a model, options and rows, whatever the media type of the body."""
     body = await call.read_body()
     if len(body) <= (_SMALL_ARRAY if call.media_type == npy.MEDIA_TYPE else _SMALL_BODY):
-        manifest, options, rows = _parse_rows(call, body, kind, field)
+        model, options, rows = _parse_rows(call, body, kind, field)
     else:
-        manifest, options, rows = await asyncio.to_thread(_parse_rows, call, body, kind, field)
-    call.begin(manifest.name, len(rows))
-    return manifest, options, rows
+        model, options, rows = await asyncio.to_thread(_parse_rows, call, body, kind, field)
+    call.begin(model, len(rows))
+    return model, options, rows
 
 
 def _parse_rows(
     call: Call, body: Body, kind: type[RowsOptions], field: Literal["inputs", "latents"]
-) -> tuple[Manifest, RowsOptions, Array]:
+) -> tuple[Model, RowsOptions, Array]:
     flows, media_type = call.flows, call.media_type
-    check_rows = partial(flows.check_rows, what="rows")  # before they are decoded
     if media_type == json_body.MEDIA_TYPE:
-        value, members = json_body.read_rows(body, field, check_rows)
+        value, members = json_body.read_rows(body, field, partial(flows.check_rows, None, what="rows"))
         options = read_options(kind, call.query, members)
-        manifest = flows.manifest(options.model)
+        model = flows.find(options.model)
         read_json = inputs_from_json if field == "inputs" else latents_from_json
-        return manifest, options, read_json(value, manifest)
+        return model, options, read_json(value, model.manifest)
     options = read_options(kind, call.query)
-    manifest = flows.manifest(options.model)
+    model = flows.find(options.model)
+    manifest = model.manifest
+    check_rows = partial(flows.check_rows, model, what="rows")  # before they are decoded
     if media_type == npy.MEDIA_TYPE:
         read_array = inputs_from_array if field == "inputs" else latents_from_array
-        return manifest, options, read_array(npy.read(_writable(body), check_rows), manifest)
+        return model, options, read_array(npy.read(_writable(body), check_rows), manifest)
     if media_type == arrow.MEDIA_TYPE:
         read_columns = inputs_from_arrow if field == "inputs" else latents_from_arrow
-        return manifest, options, read_columns(arrow.read(_writable(body), check_rows), manifest)
+        return model, options, read_columns(arrow.read(_writable(body), check_rows), manifest)
     accepted = [json_body.MEDIA_TYPE, npy.MEDIA_TYPE, arrow.MEDIA_TYPE]
     if field == "inputs" and manifest.value_range is not None and manifest.is_picture:
         if media_type in image.MEDIA_TYPES:
             pixels = image.read(body, manifest.shape, manifest.value_range, "the image")
-            return manifest, options, pixels[None]
+            return model, options, pixels[None]
         accepted += image.MEDIA_TYPES
     raise UnsupportedMediaType(f"the body is {media_type[:100]!r}; it must be {', '.join(accepted)}")
 

@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import logging
+import os
+import signal
 import sys
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from service import api, openapi
-from service.engine import Engine
+from service.call import TIMEOUT_HEADER
 from service.errors import ServiceError
-from service.flows import Flows
 from service.front import Front, error_response, write_error
-from service.metrics import Metrics
+from service.service import Service
 from service.settings import Settings
 
+logger = logging.getLogger(__name__)
 
-def create_app(settings: Settings) -> FastAPI:
-    """Build the application around verified models; they are warmed when it starts, before it is ready.
 
-    Raises ArtifactError where the settings name an artifact that cannot be served.
+def create_app(settings: Settings, *, load_first: bool = True) -> FastAPI:
+    """Build the application around verified models; ``app.state.service`` is what it serves.
+
+    They are warmed up when it starts: before anything is answered or, without ``load_first``, while /livez and /readyz
+    already are, and all else is refused. Raises ArtifactError where the settings name an artifact that cannot be
+    served, SettingsError for wrong keys.
     """
-    engine, metrics = Engine(settings), Metrics()
+    service = Service(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        flows = Flows(settings, engine, metrics)
-        await flows.start()
-        _tune_interpreter()
-        app.state.flows = flows
-        yield
-        app.state.flows = None
-        await flows.close()
+        async with _reload_on_signal(service), _started(service, load_first):
+            yield
 
     # The same as FastAPI(...), with the scripts of /docs served from here instead of a CDN.
     app = FastAPIOffline(
@@ -50,25 +55,83 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,  # would lead to http behind a proxy that speaks https
         telemetry={"tracing": False, "metrics": False, "logs": False},  # looks for providers at every request
     )
-    app.state.settings = settings
-    app.state.metrics = metrics
-    app.state.flows = None
+    app.state.service = service
     app.include_router(api.router)
     for kind in (ServiceError, Exception):
         app.add_exception_handler(kind, _failed)
     app.add_exception_handler(HTTPException, _http_error)
+    described: list[tuple[object, dict[str, Any]]] = []  # the document, and of what
 
     def document() -> dict[str, Any]:
-        flows: Flows | None = app.state.flows
-        if flows is None:
-            return openapi.document(app, {})
-        if app.openapi_schema is None:
-            app.openapi_schema = openapi.document(app, flows.manifests)
-        return app.openapi_schema
+        of = service.catalog, bool(service.access.keys)
+        if not described or described[0][0] != of:
+            described[:] = [(of, openapi.document(app, *of))]
+        return described[0][1]
 
     app.openapi = document  # type: ignore[method-assign]
-    app.middleware_stack = Front(app.build_middleware_stack(), metrics)
+    front: ASGIApp = Front(app.build_middleware_stack(), service)
+    if settings.cors_origins:
+        front = CORSMiddleware(
+            front,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id", TIMEOUT_HEADER],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    app.middleware_stack = front
     return app
+
+
+@asynccontextmanager
+async def _started(service: Service, load_first: bool) -> AsyncIterator[None]:
+    """Load models, before or beside what follows, and stop in the end."""
+    loading = asyncio.create_task(_load(service))
+    if load_first:
+        await loading
+    else:
+        loading.add_done_callback(_end_if_failed)
+    try:
+        yield
+    finally:
+        loading.cancel()
+        await service.close()
+
+
+async def _load(service: Service) -> None:
+    await service.start()
+    _tune_interpreter()
+
+
+def _end_if_failed(loading: asyncio.Task[None]) -> None:
+    """End the process as a signal does, where it has nothing to serve."""
+    if not loading.cancelled() and (error := loading.exception()) is not None:
+        logger.critical("the models cannot be served: %s", error, exc_info=error)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@asynccontextmanager
+async def _reload_on_signal(service: Service) -> AsyncIterator[None]:
+    """Take SIGHUP as a wish to reload, where signals come to this thread."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def reload() -> None:
+        with suppress(ServiceError):  # the log tells
+            await service.reload()
+
+    def begin() -> None:
+        task = asyncio.create_task(reload())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, begin)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 def _tune_interpreter() -> None:

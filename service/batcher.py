@@ -8,9 +8,10 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -76,6 +77,7 @@ class Batcher(Generic[Key]):
     many rows a call may have, given how many wait; a request with more is split, streamed through and joined. Each
     output array must have one entry per row. A call that fails is tried again in halves, so that only the requests that
     make it fail are failed by it. At most ``max_queue_rows`` wait. ``observe`` is told of each call, on the event loop.
+    Keys of one ``kind`` have rows that cost alike.
     """
 
     def __init__(
@@ -85,12 +87,14 @@ class Batcher(Generic[Key]):
         max_queue_rows: int,
         prepare: Callable[[], None] = lambda: None,
         observe: Callable[[Pass[Key]], None] = lambda done: None,
+        kind: Callable[[Key], Hashable] = lambda key: key,
     ) -> None:
         self._run = run
         self._room = room
         self._max_queue_rows = max_queue_rows
         self._prepare = prepare
         self._observe = observe
+        self._kind = kind
         self._lock = threading.Lock()  # guards what follows
         self._queue: RowQueue[_Request] = RowQueue(room)
         self._paces: dict[Hashable, _Pace] = {}
@@ -98,6 +102,9 @@ class Batcher(Generic[Key]):
         self._draining = False  # whether rows are left behind by the current call
         self._idle = False
         self._closed = False
+        self._beside: deque[tuple[Iterator[None], asyncio.Future[None]]] = deque()
+        self._beside_at = -math.inf  # when its next step may run although rows wait
+        self._busy_since = math.inf  # when the engine began what it does now
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._ended: asyncio.Future[None]
         self._loop: asyncio.AbstractEventLoop
@@ -110,6 +117,19 @@ class Batcher(Generic[Key]):
         threading.Thread(target=self._work, args=(prepared,), name="engine", daemon=True).start()
         await prepared
 
+    async def run_beside(self, steps: Iterator[None]) -> None:
+        """Take steps of other work on the engine's thread, between its calls: for half of its time while rows wait.
+
+        Raises what a step raises, and Unavailable when the thread ends before.
+        """
+        done: asyncio.Future[None] = self._loop.create_future()
+        with self._lock:
+            if self._closed:
+                raise Unavailable("the service is stopping")
+            self._beside.append((steps, done))
+        self._wake.put(None)
+        await done
+
     async def close(self) -> None:
         """Finish what is queued, refuse what comes after, and end the thread."""
         with self._lock:
@@ -121,6 +141,11 @@ class Batcher(Generic[Key]):
     def closed(self) -> bool:
         """Whether it takes no more requests."""
         return self._closed
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that the engine has been at what it does now; 0 where it waits for rows."""
+        return max(0.0, time.perf_counter() - self._busy_since)
 
     @property
     def waiting_rows(self) -> int:
@@ -183,9 +208,10 @@ class Batcher(Generic[Key]):
         if num_rows <= self._room(request.key, num_rows).brief:
             self._small_at = request.submitted
 
-    def _seconds(self, num_rows: Mapping[Hashable, int]) -> float:
+    def _seconds(self, num_rows: Mapping[Any, int]) -> float:
         """Seconds that so many rows of each key will take, at the pace at which the last ones of a queue left."""
-        return sum(num * self._paces[key].seconds_per_row for key, num in num_rows.items() if key in self._paces)
+        paces = [(num, self._paces.get(self._kind(key))) for key, num in num_rows.items()]
+        return sum(num * pace.seconds_per_row for num, pace in paces if pace is not None)
 
     def _work(self, prepared: asyncio.Future[None]) -> None:
         """Prepare, then answer until closed: the engine's thread."""
@@ -200,28 +226,48 @@ class Batcher(Generic[Key]):
             while (parts := self._next_parts()) is not None:
                 if parts:
                     self._answer(parts)
-                else:
+                elif not self._beside:
                     self._wake.get()
+                if self._beside and not (parts and time.perf_counter() < self._beside_at):
+                    self._step()
         except BaseException:  # a defect of ours; better to refuse than to let callers wait for a thread that is gone
             logger.critical("the engine's thread has ended", exc_info=True)
         with self._lock:
             self._closed = True
             abandoned = [*self._queue.clear(), *(part.job for part in parts or [])]
-        self._tell(self._end, abandoned)
+            futures = [*(request.future for request in abandoned), *(done for _, done in self._beside)]
+        self._tell(self._end, futures)
+
+    def _step(self) -> None:
+        """Take one step of the other work, and leave as much time to calls as it took."""
+        steps, done = self._beside[0]
+        started = self._busy_since = time.perf_counter()
+        try:
+            next(steps)
+        except StopIteration:
+            self._beside.popleft()
+            self._tell(_finish, done)
+        except Exception as error:
+            self._beside.popleft()
+            self._tell(_fail, done, error.with_traceback(None))
+        self._busy_since = math.inf
+        ended = time.perf_counter()
+        self._beside_at = 2 * ended - started
 
     def _next_parts(self) -> list[Part[_Request]] | None:
         """Rows for the next call; none where nothing waits, None at the end."""
         with self._lock:
             parts = self._queue.take(brief=time.perf_counter() - self._small_at < SMALL_LAST_S)
             self._idle = not parts
-            self._draining = bool(parts) and self._queue.waiting[parts[0].job.key] > 0
+            self._draining = bool(parts) and parts[0].job.key in self._queue.waiting
             return None if self._closed and not parts else parts
 
     def _answer(self, parts: list[Part[_Request]]) -> None:
         """Run rows and tell their callers; once more in halves where that fails, down to the one that makes it fail."""
-        started = time.perf_counter()
+        started = self._busy_since = time.perf_counter()
         error = self._try(parts)
         seconds = time.perf_counter() - started
+        self._busy_since = math.inf
         if error is not None and len(parts) > 1:
             logger.warning("a call for %d requests failed; trying each half", len(parts))
             self._answer(parts[: len(parts) // 2])
@@ -232,7 +278,7 @@ class Batcher(Generic[Key]):
         finished: list[_Request] = []
         with self._lock:
             if error is None:
-                self._learn(key, num_rows, seconds)
+                self._learn(self._kind(key), num_rows, seconds)
             for job, start, _ in parts:
                 if start == 0:
                     job.started = started
@@ -245,14 +291,14 @@ class Batcher(Generic[Key]):
             waiting = self._queue.num_waiting
         self._tell(self._deliver, finished, Pass(key, len(parts), num_rows, seconds, waiting))
 
-    def _learn(self, key: Hashable, num_rows: int, seconds: float) -> None:
+    def _learn(self, kind: Hashable, num_rows: int, seconds: float) -> None:
         """Note the pace of a queue: of calls that leave rows behind, or that show that rows cost less than was noted.
 
         Others, of few rows, would tell what a call costs, not what a row does.
         """
-        pace = self._paces.get(key)
+        pace = self._paces.get(kind)
         if self._draining or (pace is not None and seconds < num_rows * pace.seconds_per_row):
-            self._paces.setdefault(key, _Pace()).add(num_rows, seconds)
+            self._paces.setdefault(kind, _Pace()).add(num_rows, seconds)
 
     def _try(self, parts: list[Part[_Request]]) -> Exception | None:
         """Run rows and hand each job its outputs; returns what went wrong."""
@@ -294,9 +340,9 @@ class Batcher(Generic[Key]):
                 future.set_exception(request.error)
         self._observe(done)
 
-    def _end(self, abandoned: list[_Request]) -> None:
-        for request in abandoned:
-            _fail(request.future, Unavailable("the engine has stopped"))
+    def _end(self, abandoned: list[asyncio.Future[Any]]) -> None:
+        for future in abandoned:
+            _fail(future, Unavailable("the engine has stopped"))
         _finish(self._ended)
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from service.artifact import Calibration, Manifest, read_records, save_artifact
+from service.catalog import open_catalog
 from service.cli import Parser, Progress, UsageError, check_output, run_command
-from service.engine import Engine
+from service.engine import Engine, Model
 from service.files import FileError, RowFile, open_rows
+from service.plans import finish
 from service.scorer import score_pass, scoring_key, unpack
 from service.scores import FloatArray, ScoreName, highest_normal_score, smallest_p_value
 from service.settings import settings_for
@@ -32,16 +34,17 @@ def calibrate(source: Path, data: Path, out: Path, alpha: float | None = None) -
     check_output(out, artifact=source, data=data)
     if alpha is not None and not 0 < alpha < 1:
         raise UsageError(f"--alpha must be between 0 and 1, got {alpha}")
-    engine = Engine(settings_for(source, plan="auto", cache_dir=None))
-    manifest = engine.manifests[engine.default]
+    catalog = open_catalog(Engine(settings_for(source, plan="auto", cache_dir=None)))
+    model = catalog.default
+    manifest = model.manifest
     old = manifest.calibration
     if alpha is None:
         alpha = DEFAULT_ALPHA if old is None else old.alpha
     rows = open_rows(data, manifest)
     if rows.num_rows is not None:
         _check_alpha(alpha, rows.num_rows, data)
-    engine.warm_up(reproducible_only=True)
-    scores = score(engine, rows)
+    finish(catalog.warm_up(reproducible_only=True))
+    scores = score(model, rows)
     _check_alpha(alpha, len(scores[manifest.scoring.default]), data)
     ascending = {name: np.sort(values).tolist() for name, values in scores.items()}
     manifest = manifest.model_copy(update={"calibration": Calibration(alpha=alpha, scores=ascending)})
@@ -49,19 +52,19 @@ def calibrate(source: Path, data: Path, out: Path, alpha: float | None = None) -
     return manifest
 
 
-def score(engine: Engine, rows: RowFile) -> dict[ScoreName, FloatArray]:
+def score(model: Model, rows: RowFile) -> dict[ScoreName, FloatArray]:
     """Every score with a direction, of all rows: (m,) by name.
 
     Raises FileError for a row that the model does not take, or none.
     """
-    manifest = engine.manifests[engine.default]
-    key = scoring_key(manifest, manifest.calibrated_scores, reproducible=True)
+    manifest = model.manifest
+    key = scoring_key(model, manifest.calibrated_scores, reproducible=True)
     parts: list[dict[ScoreName, FloatArray]] = []
     with Progress("scored", rows.num_rows) as progress:
         for batch in rows.batches():
             for position, reason in batch.refused.items():
                 raise FileError(f"{rows.path}: row {position}, {reason}")
-            parts.append(unpack(manifest, key, score_pass(engine, key, batch.rows)).scores)
+            parts.append(unpack(key, score_pass(key, batch.rows)).scores)
             progress.update(batch.num_rows)
     if not parts:
         raise FileError(f"{rows.path}: holds no rows")

@@ -11,17 +11,19 @@ from fastapi import Request
 from starlette.types import Receive, Scope
 
 from service.codecs import compression, json_body
+from service.engine import Model
 from service.errors import (
     BadRequest,
     ClientLeft,
     DeadlineExceeded,
     ServiceError,
     TooLarge,
-    Unavailable,
     UnsupportedMediaType,
 )
 from service.flows import Budget, Flows
 from service.negotiation import read_ratings
+from service.quota import TokenBucket
+from service.service import Service
 from service.settings import Settings
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
@@ -67,12 +69,15 @@ class Call(Request):
     Raises BadRequest for a deadline that is none.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, watch: Watch | None = None) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, watch: Watch | None = None, bucket: TokenBucket | None = None
+    ) -> None:
         super().__init__(scope, receive)
-        self.settings: Settings = scope["app"].state.settings
+        self.service: Service = scope["app"].state.service
+        self.settings: Settings = self.service.settings
         self._header_values: dict[bytes, bytes] = dict(scope["headers"])
         self.timeout_s = self._read_timeout_s()
-        self.budget = Budget(deadline=time.perf_counter() + self.timeout_s)
+        self.budget = Budget(deadline=time.perf_counter() + self.timeout_s, bucket=bucket)
         self.model = ""
         self.read_at = 0.0  # time.perf_counter() when its rows had been read
         self._has_body = False
@@ -84,8 +89,8 @@ class Call(Request):
 
     @property
     def flows(self) -> Flows:
-        """The served models."""
-        return flows_of(self)
+        """The served models. Raises Unavailable before they are warm and after they have stopped."""
+        return self.service.flows
 
     @property
     def query(self) -> bytes:
@@ -93,9 +98,9 @@ class Call(Request):
         query: bytes = self.scope["query_string"]
         return query
 
-    def begin(self, model: str, num_rows: int) -> None:
+    def begin(self, model: Model, num_rows: int) -> None:
         """Note for the metrics what is asked for, now that it is known."""
-        self.model, self.budget.num_rows, self.read_at = model, num_rows, time.perf_counter()
+        self.model, self.budget.num_rows, self.read_at = model.name, num_rows, time.perf_counter()
 
     def header(self, name: str) -> str:
         """Values of a header, joined by commas; "" where there is none."""
@@ -224,9 +229,12 @@ class Call(Request):
         self._task.cancel()
 
 
+def service_of(request: Request) -> Service:
+    """What the application is an application of."""
+    service: Service = request.app.state.service
+    return service
+
+
 def flows_of(request: Request) -> Flows:
     """The served models. Raises Unavailable before they are warm and after they have stopped."""
-    flows: Flows | None = request.app.state.flows
-    if flows is None:
-        raise Unavailable("the service is not ready")
-    return flows
+    return service_of(request).flows

@@ -1,22 +1,21 @@
-"""The engine: verified models on a device, each run by the plans that are fastest there."""
+"""The engine: how models run on this machine, each by the plans that are fastest here."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from service.artifact import ArtifactError, Manifest, Operation, open_artifact
+from service.artifact import Artifact, ArtifactError, Operation, check_golden
 from service.errors import OutOfMemory
 from service.machine import available_cpus, is_out_of_memory, keep_freed_memory
-from service.plans import Schedule, locked, schedules_of, warm_up
+from service.plans import Measured, Schedule, Steps, locked, warm_up
 from service.row_queue import Room
 from service.runner import CPU_FORMS, CUDA_FORMS, Form, Plan, Runner
 from service.scores import ScoreName
@@ -27,8 +26,6 @@ Array = npt.NDArray[Any]
 # A forward pass of one fixed size and plan gives a row the same bits whatever its neighbours are.
 CANONICAL_ROWS = {"image": 16, "vector": 256}
 CANONICAL_FORMS: dict[str, tuple[Form, ...]] = {"cpu": ("packed", "channels_last", "frozen"), "cuda": ("frozen",)}
-MEASURING_S = 15.0  # for the plans of all models, at every start
-MEASURING_ONCE_S = 45.0  # the same where a cache keeps them
 
 logger = logging.getLogger(__name__)
 
@@ -37,137 +34,136 @@ logger = logging.getLogger(__name__)
 class PassKey:
     """What rows must have in common to share a forward pass."""
 
-    model: str
+    model: Model  # itself, so that its rows are run by it whatever its name stands for by then
     operation: Operation
     reproducible: bool = False
     scores: tuple[ScoreName, ...] = ()  # that are made of its outputs
 
 
 class Engine:
-    """Verified models by name. ``warm_up`` once, then ``run``, both from one thread at a time.
+    """How models run on this machine: the device, threads, forms, and the plans measured so far.
 
-    Passes of one thread on the CPU share nothing: with ``threads`` = 1, ``run`` may be called from several at once.
-
-    Raises ArtifactError for an artifact that fails its checks, a name served twice, a default or a device not there.
+    Raises ArtifactError for a device or a form that is not there.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.settings = settings
         self.device = torch.device(choose_device(settings.device))
         # TF32 keeps 10 bits of a product's factors: enough to train, not to tell likelihoods apart.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        self._threads = settings.threads or max(1, available_cpus() // settings.workers)
+        self.threads = settings.threads or max(1, available_cpus() // settings.workers)
         # Plans set their own, on the engine's thread. If this one had helpers as well, there would be more threads than
         # cores, and OpenMP would put them to sleep between any two operations: passes took up to four times as long.
         torch.set_num_threads(1)
         keep_freed_memory()
-        self._forms = choose_forms(settings.plan, self.device)
-        self._runners: dict[str, Runner] = {}
-        self._schedules: dict[tuple[str, Operation], Schedule] = {}
+        self.forms = choose_forms(settings.plan, self.device)
+        self.measured = Measured(self.forms, self.threads, settings.max_batch_rows, settings.cache_dir)
+
+
+class Model:
+    """A verified artifact and how it runs. ``warm_up`` once, then ``run``, both from one thread at a time.
+
+    Passes of one thread on the CPU share nothing: with ``threads`` = 1, ``run`` may be called from several at once.
+    """
+
+    def __init__(self, artifact: Artifact, engine: Engine, origin: str) -> None:
+        self.engine = engine
+        self.manifest = artifact.manifest
+        self.name = artifact.manifest.name
+        self.version = artifact.manifest.version
+        self.digest = artifact.digest
+        self.reference = f"{self.name}@{self.version}"
+        self._unchecked: tuple[Artifact, str] | None = artifact, origin
+        self._runner = Runner(artifact, engine.device)
+        self._schedules: dict[Operation, Schedule] = {}
         self._halving = threading.Lock()
-        self._canonical: dict[str, Canonical] = {}
-        for path in find_artifacts(settings.models):
-            artifact = open_artifact(path)
-            name = artifact.manifest.name
-            if name in self._runners:
-                raise ArtifactError(f"two artifacts are named {name!r}; a name must be served once")
-            self._runners[name] = Runner(artifact, self.device)
-        self._runners = dict(sorted(self._runners.items()))
-        self.default = self._choose_default(settings.default_model)
-        served = ", ".join(f"{name}@{manifest.version}" for name, manifest in self.manifests.items())
-        logger.info("serving %s on %s, %d threads", served, self.device, self._threads)
+        self._canonical: Canonical | None = None
 
-    @property
-    def manifests(self) -> dict[str, Manifest]:
-        """Served models by name."""
-        return {name: runner.manifest for name, runner in self._runners.items()}
+    def check_golden(self) -> None:
+        """Replay the golden case, once. Raises ArtifactError."""
+        if self._unchecked is not None:
+            check_golden(*self._unchecked)
+            self._unchecked = None
 
-    def _choose_default(self, wanted: str | None) -> str:
-        if wanted is None:
-            return "fashion-mnist" if "fashion-mnist" in self._runners else next(iter(self._runners))
-        if wanted not in self._runners:
-            raise ArtifactError(f"GLOW_DEFAULT_MODEL is {wanted!r}, but only {', '.join(self._runners)} are served")
-        return wanted
+    def warm_up(self, seconds: float, alone: bool = True, reproducible_only: bool = False) -> Steps[None]:
+        """Check the model, choose plans and run them until nothing is left to compile.
 
-    def warm_up(self, reproducible_only: bool = False) -> None:
-        """Choose every model's plans and run them until nothing is left to compile.
-
-        ``reproducible_only`` measures nothing, which takes a second or two; other passes then do not run. Raises
-        ArtifactError for a model whose golden case no plan reproduces.
+        Other passes may run between the steps. So many ``seconds`` may go by before no larger passes are tried.
+        ``alone`` keeps processes that share a cache from running while one measures. ``reproducible_only`` measures
+        nothing, which takes a second or two; other passes then do not run. Raises ArtifactError where no plan
+        reproduces the golden case.
         """
-        if self._schedules:  # an application that is started again
+        if self._canonical is not None:  # an application that is started again
             return
-        settings = self._settings
-        deadline = time.monotonic() + (MEASURING_ONCE_S if settings.cache_dir else MEASURING_S)
-        for done, (name, runner) in enumerate(self._runners.items()):
-            with locked(settings.cache_dir):
-                canonical = self._canonical[name] = self._choose_canonical(runner)
-            passes = {(operation, canonical.rows, canonical.plan) for operation in runner.manifest.operations}
-            if reproducible_only:
-                runner.keep(passes)
-                continue
-            left = (deadline - time.monotonic()) / (len(self._runners) - done)
-            schedules = schedules_of(
-                runner, self._forms, self._threads, settings.max_batch_rows, settings.cache_dir, left
-            )
+        self.check_golden()
+        yield
+        with locked(self.engine.settings.cache_dir if alone else None):
+            canonical = yield from self._choose_canonical()
+        passes = {(operation, canonical.rows, canonical.plan) for operation in self.manifest.operations}
+        if not reproducible_only:
+            schedules = yield from self.engine.measured.schedules_of(self._runner, seconds, alone)
             for operation, schedule in schedules.of.items():
-                self._schedules[name, operation] = schedule
+                self._schedules[operation] = schedule
                 schedule.begin(1)  # counts the ways to cover rows now, rather than at the first request
                 passes |= {(operation, bucket.rows, bucket.plan) for bucket in schedule.buckets}
-            runner.keep(passes)
+        self._runner.keep(passes)
+        self._canonical = canonical
 
-    def room(self, call: PassKey, waiting: int) -> Room:
+    def room(self, operation: Operation, reproducible: bool, waiting: int) -> Room:
         """Rows that one call of ``run`` should have, given how many wait: those of the first pass that they would take.
 
         The rest is better off with what comes meanwhile. Reproducible passes are of one size; a call has some of them.
         """
-        schedule = self._schedules[call.model, "statistics" if call.operation == "log_prob_map" else call.operation]
-        if not call.reproducible:
+        schedule = self._schedules["statistics" if operation == "log_prob_map" else operation]
+        if not reproducible:
             return Room(schedule.begin(waiting), schedule.brief)
-        canonical = self._canonical[call.model].rows
+        assert self._canonical is not None
+        canonical = self._canonical.rows
         return Room(*(max(1, rows // canonical) * canonical for rows in (schedule.largest, schedule.brief)))
 
-    def run(self, call: PassKey, rows: Array) -> tuple[Array, ...]:
+    def run(self, operation: Operation, rows: Array, reproducible: bool = False) -> tuple[Array, ...]:
         """One operation over any number of rows: statistics -> ((B, S),), encode -> (z, log_prob), decode -> (x,).
 
         log_prob_map -> (map,), (B, H, W) of an image model, has no schedule of its own: it is always reproducible.
         A pass that does not fit into memory is tried once more, in halves where the answer need not be reproducible.
         Raises OutOfMemory where that does not fit either; smaller requests are then still answered.
         """
-        schedule = None if call.reproducible else self._schedules[call.model, call.operation]
+        schedule = None if reproducible else self._schedules[operation]
         try:
-            return self._run(call, rows, schedule)
+            return self._run(operation, rows, schedule)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Outside of the handler, whose traceback holds on to the tensors of the failed pass.
-        if self.device.type == "cuda":
+        if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
         if schedule is not None:  # reproducible passes are of one size, or their bits were others
-            schedule = self._halved(call, schedule)
+            schedule = self._halved(operation, schedule)
         try:
-            return self._run(call, rows, schedule)
+            return self._run(operation, rows, schedule)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        raise OutOfMemory(f"no memory for {len(rows)} rows of {call.model}; send fewer, or come back")
+        raise OutOfMemory(f"no memory for {len(rows)} rows of {self.name}; send fewer, or come back")
 
-    def _halved(self, call: PassKey, failed: Schedule) -> Schedule:
+    def _halved(self, operation: Operation, failed: Schedule) -> Schedule:
         """Do without the largest bucket of what failed from now on, unless another thread has seen to it."""
-        key = call.model, call.operation
         with self._halving:
-            if self._schedules[key] is failed:
-                self._schedules[key] = failed.below(failed.largest)
+            if self._schedules[operation] is failed:
+                self._schedules[operation] = failed.below(failed.largest)
                 logger.error(
-                    "out of memory in a pass of %d rows of %s; none so large from now on", failed.largest, call
+                    "out of memory in a pass of %d rows of %s of %s; none so large from now on",
+                    failed.largest,
+                    operation,
+                    self.reference,
                 )
-            return self._schedules[key]
+            return self._schedules[operation]
 
-    def _run(self, call: PassKey, rows: Array, schedule: Schedule | None) -> tuple[Array, ...]:
+    def _run(self, operation: Operation, rows: Array, schedule: Schedule | None) -> tuple[Array, ...]:
         """Run by a schedule; for None by the one pass that is reproducible."""
-        runner = self._runners[call.model]
         if schedule is None:
-            canonical = self._canonical[call.model]
+            canonical = self._canonical
+            assert canonical is not None
             passes = [(canonical.rows, canonical.plan)] * -(-len(rows) // canonical.rows)
         else:
             passes = [(bucket.rows, bucket.plan) for bucket in schedule.cover(len(rows))]
@@ -175,22 +171,24 @@ class Engine:
         start = 0
         for num_rows, plan in passes:
             part = rows[start : start + num_rows]
-            outputs = runner.run(call.operation, plan, _filled_up(part, num_rows))
+            outputs = self._runner.run(operation, plan, _filled_up(part, num_rows))
             parts.append(tuple(output[: len(part)] for output in outputs))
             start += num_rows
         return parts[0] if len(parts) == 1 else tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))
 
-    def _choose_canonical(self, runner: Runner) -> Canonical:
+    def _choose_canonical(self) -> Steps[Canonical]:
         """Take the first form that answers rightly here, and warm it up; unmeasured, so that it is always the same."""
-        manifest, faults = runner.manifest, []
-        for form in CANONICAL_FORMS[self.device.type]:
-            canonical = Canonical(CANONICAL_ROWS[manifest.kind], Plan(form, self._threads))
-            passes = [(operation, num_rows) for operation in manifest.operations for num_rows in (1, canonical.rows)]
-            fault = next(filter(None, (warm_up(runner, what, canonical.plan, rows) for what, rows in passes)), None)
+        manifest, engine, faults = self.manifest, self.engine, []
+        for form in CANONICAL_FORMS[engine.device.type]:
+            canonical = Canonical(CANONICAL_ROWS[manifest.kind], Plan(form, engine.threads))
+            fault = None
+            for operation, num_rows in itertools.product(manifest.operations, (1, canonical.rows)):
+                fault = fault or warm_up(self._runner, operation, canonical.plan, num_rows)
+                yield
             if fault is None:
                 return canonical
             faults.append(f"{form}: {fault}")
-        raise ArtifactError(f"{manifest.name}: golden case on {self.device}: {'; '.join(faults)}")
+        raise ArtifactError(f"{self.reference}: golden case on {engine.device}: {'; '.join(faults)}")
 
 
 @dataclass(frozen=True)
@@ -206,17 +204,6 @@ def _filled_up(rows: Array, num_rows: int) -> Array:
     if len(rows) < num_rows:
         rows = np.concatenate([rows, np.repeat(rows[-1:], num_rows - len(rows), 0)])
     return np.ascontiguousarray(rows)
-
-
-def find_artifacts(paths: list[Path]) -> list[Path]:
-    """Expand folders to the artifacts in them. Raises ArtifactError where there is none."""
-    found: list[Path] = []
-    for path in paths:
-        inside = sorted(path.glob("*.pt")) if path.is_dir() else [path]
-        if not inside:
-            raise ArtifactError(f"{path}: holds no artifact (*.pt)")
-        found += inside
-    return found
 
 
 def choose_device(wanted: str) -> str:

@@ -2,15 +2,20 @@
 
 ServiceError
 ├── BadRequest 400            malformed body, or numbers that are not finite
+├── Unauthorized 401          no key, or none of this service; WWW-Authenticate
+├── Forbidden 403             a key without the scope that the route needs
 ├── ModelNotFound 404
 ├── NotAcceptable 406         no answer of the wanted media type
+├── ReloadRefused 409         what was to be served instead fails its checks
 ├── TooLarge 413              names the limit and its setting
 ├── UnsupportedMediaType 415
 ├── Unprocessable 422         well-formed, but not what the model takes
 ├── QueueFull 429             Retry-After
+├── QuotaExceeded 429         Retry-After
 ├── ClientLeft 499            hung up; not of the standard, but what logs and metrics call it
 ├── Unavailable 503           not ready, or draining; Retry-After
-│   └── OutOfMemory
+│   ├── OutOfMemory
+│   └── Stuck                of /livez: to be started again
 └── DeadlineExceeded 504
 
 Every error answer is ``{"error": text, "code": snake_case, "request_id": id}``.
@@ -28,6 +33,7 @@ class ServiceError(Exception):
     status: ClassVar[int]
     code: ClassVar[str]
     retry_after_s: int | None = None
+    headers: ClassVar[dict[str, str]] = {}  # of the answer
 
     def __init__(self, text: str, retry_after_s: float | None = None) -> None:
         super().__init__(text)
@@ -42,6 +48,21 @@ class BadRequest(ServiceError):
     code = "bad_request"
 
 
+class Unauthorized(ServiceError):
+    """The request carries no key, or one that this service does not know."""
+
+    status = 401
+    code = "unauthorized"
+    headers: ClassVar[dict[str, str]] = {"www-authenticate": "Bearer"}
+
+
+class Forbidden(ServiceError):
+    """The key lacks the scope that this route needs."""
+
+    status = 403
+    code = "forbidden"
+
+
 class ModelNotFound(ServiceError):
     """No model of that name is served."""
 
@@ -54,6 +75,13 @@ class NotAcceptable(ServiceError):
 
     status = 406
     code = "not_acceptable"
+
+
+class ReloadRefused(ServiceError):
+    """What was to be served instead fails its checks, or another reload runs; what was served is served on."""
+
+    status = 409
+    code = "reload_refused"
 
 
 class TooLarge(ServiceError):
@@ -85,6 +113,14 @@ class QueueFull(ServiceError):
     retry_after_s = 1
 
 
+class QuotaExceeded(ServiceError):
+    """The key has used up its rows for now."""
+
+    status = 429
+    code = "quota_exceeded"
+    retry_after_s = 1
+
+
 class ClientLeft(ServiceError):
     """The caller has hung up; nobody reads this answer."""
 
@@ -104,6 +140,12 @@ class OutOfMemory(Unavailable):
     """The device has no memory left for a pass."""
 
     code = "out_of_memory"
+
+
+class Stuck(Unavailable):
+    """The engine makes no progress any more; the process should be started again."""
+
+    code = "stuck"
 
 
 class DeadlineExceeded(ServiceError):

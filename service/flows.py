@@ -5,23 +5,29 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from service import explanations, noise, scores
 from service.artifact import ArtifactError, Calibration, Manifest
-from service.batcher import Batcher, Pass
+from service.batcher import Answer, Batcher, Pass
+from service.catalog import Catalog
 from service.drift import Drift
-from service.engine import Engine, PassKey
-from service.errors import ModelNotFound, TooLarge, Unprocessable
-from service.metrics import Metrics, shared_folder
+from service.engine import Model, PassKey
+from service.errors import QueueFull, TooLarge, Unprocessable
+from service.metrics import Metrics
 from service.options import ScoreOptions
+from service.plans import finish
+from service.quota import TokenBucket
 from service.row_queue import Array, Arrays
 from service.scorer import chosen_scores, score_pass, scoring_key, unpack
 from service.settings import Settings
+from service.shared import shared_folder
 
 _BLOCK_ROWS = 1024  # of an explanation, that wait for the engine at a time
 
@@ -32,59 +38,84 @@ class Budget:
 
     deadline: float = math.inf
     num_rows: int = 0
+    bucket: TokenBucket | None = None  # of the caller's key
     queue_s: float = 0.0
     compute_s: float = 0.0
 
 
 class Flows:
-    """Served models, their engine and its batcher; ``start`` warms them up.
+    """Served models and the batcher of their engine; ``start`` warms them up, ``replace`` exchanges them.
 
-    Raises ArtifactError for a ``settings.alpha`` that is below all p-values of a model.
+    Raises ArtifactError for a ``settings.alpha`` that is below all p-values of a model, and for limits of a model that
+    is not served.
     """
 
-    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog, metrics: Metrics) -> None:
         self.settings = settings
-        self.default = engine.default  # the model that answers when none is named
-        self.manifests = engine.manifests  # by name
-        _check_setting(settings, self.manifests)
-        self._engine = engine
         self._metrics = metrics
-        self._drifts = metrics.drifts = _watch(engine.manifests, settings)
-        self._alternatives: dict[str, Array] = {}  # what explanations try, by model
+        self._alternatives: WeakKeyDictionary[Model, Array] = WeakKeyDictionary()  # what explanations try
+        self._rows: Counter[str] = Counter()  # under way, of models that have a limit of them
+        self._drifts: dict[Model, Drift] = {}
         self._batcher: Batcher[PassKey] = Batcher(
-            self._compute, engine.room, settings.max_queue_rows, prepare=engine.warm_up, observe=self._observe
+            self._compute,
+            lambda key, waiting: key.model.room(key.operation, key.reproducible, waiting),
+            settings.max_queue_rows,
+            prepare=lambda: finish(self.catalog.warm_up()),
+            observe=self._observe,
+            kind=lambda key: (key.model.name, key.operation, key.reproducible, key.scores),
         )
+        self._serve(catalog)
 
     async def start(self) -> None:
         """Warm the models up. Raises ArtifactError for one that does not answer rightly here."""
         await self._batcher.start()
+
+    async def replace(self, catalog: Catalog) -> None:
+        """Warm up what is new in another catalog, between passes of this one, and serve it instead.
+
+        Requests under way end with the model that they began with. Raises ArtifactError, and changes nothing then.
+        """
+        check_settings(self.settings, catalog)
+        await self._batcher.run_beside(catalog.warm_up(alone=False))
+        self._serve(catalog)
+
+    def _serve(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self._drifts = {
+            model: self._drifts.get(model) or _watch(model, self.settings)
+            for model in catalog.models
+            if model.manifest.calibration is not None
+        }
+        self._metrics.drifts = {(model.name, model.version): drift for model, drift in self._drifts.items()}
 
     @property
     def has_stopped(self) -> bool:
         """Whether the engine takes no more work."""
         return self._batcher.closed
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds that the engine has been at its pass; 0 between two."""
+        return self._batcher.busy_s
+
     async def close(self) -> None:
         """Finish queued work and stop the engine's thread."""
         await self._batcher.close()
 
-    def manifest(self, name: str | None) -> Manifest:
-        """Find a model, the default one for None. Raises ModelNotFound."""
-        try:
-            return self.manifests[self.default if name is None else name]
-        except KeyError:
-            raise ModelNotFound(f"no model {str(name)[:100]!r}; served are {', '.join(self.manifests)}") from None
+    def find(self, reference: str | None) -> Model:
+        """Find a model by NAME or NAME@VERSION, the default one for None. Raises ModelNotFound."""
+        return self.catalog.find(reference)
 
-    def drift(self, manifest: Manifest) -> Drift:
+    def drift(self, model: Model) -> Drift:
         """What watches the scores of a model. Raises Unprocessable for one that is not calibrated."""
         try:
-            return self._drifts[manifest.name]
+            return self._drifts[model]
         except KeyError:
             raise Unprocessable(
-                f"model {manifest.name} is not calibrated, so there is nothing that its rows could have drifted from"
+                f"model {model.name} is not calibrated, so there is nothing that its rows could have drifted from"
             ) from None
 
-    async def score(self, budget: Budget, manifest: Manifest, x: Array, options: ScoreOptions) -> dict[str, Any]:
+    async def score(self, budget: Budget, model: Model, x: Array, options: ScoreOptions) -> dict[str, Any]:
         """``log_likelihood``, ``bits_per_dim`` and, calibrated, ``score``, ``p_value``, ``is_anomaly`` and ``alpha``.
 
         ``score`` and ``p_value`` are those of the artifact's default score. With ``options.scores`` there are
@@ -93,22 +124,22 @@ class Flows:
         samples the log-likelihood is log mean_k p(x + u_k) under uniform noise; scores and p-values keep to the
         deterministic x, which is how the calibration rows were scored.
         """
+        manifest = model.manifest
         self._check_level(manifest, options)
         noisy = options.dequantization
-        if options.explain:
-            if noisy:
-                raise Unprocessable("explain and dequantization exclude each other: noise has no contributions")
-            self._check_explanations(manifest, len(x))
+        if options.explain and noisy:
+            raise Unprocessable("explain and dequantization exclude each other: noise has no contributions")
         reproducible = options.reproducible or options.explain
         num_noise = noisy.samples if noisy else 0
-        self.check_rows(len(x) * (1 + num_noise), "rows, dequantization samples counted,")
+        further = self._explanation_rows(manifest, len(x)) if options.explain else 0
+        self._admit(budget, model, len(x) * (1 + num_noise), "rows, dequantization samples counted,", further)
         names = chosen_scores(manifest, options.scores)
-        key = scoring_key(manifest, names, reproducible)
-        scored = unpack(manifest, key, await self._run(budget, key, x))
+        key = scoring_key(model, names, reproducible)
+        scored = unpack(key, await self._run(budget, key, x))
         log_likelihood, bits = scored.log_likelihood, scored.bits_per_dim
         if noisy:
             copies = await asyncio.to_thread(_dequantize, x, manifest, noisy.samples, noisy.seed)
-            of_copies = await self.log_likelihood(budget, manifest, copies, reproducible)
+            of_copies = await self.log_likelihood(budget, model, copies, reproducible)
             log_likelihood = scores.log_mean_exp(of_copies.reshape(len(x), noisy.samples))
             bits = scores.bits_per_dim(log_likelihood, manifest.num_dims)
         values: dict[str, Any] = {"log_likelihood": log_likelihood, "bits_per_dim": bits}
@@ -122,9 +153,9 @@ class Flows:
             if manifest.calibration is not None:
                 values["p_values"] = {name: scored.p_values[name] for name in names if name in scored.p_values}
         if options.explain:
-            values["contributions"] = await self._explain(budget, manifest, x, log_likelihood)
-        if manifest.calibration is not None:  # once all is computed: a row that is asked for again must not count twice
-            self._drifts[manifest.name].add(scored.scores[manifest.scoring.default])
+            values["contributions"] = await self._explain(budget, model, x, log_likelihood)
+        if drift := self._drifts.get(model):  # once all is computed: a row that is asked for again must not count twice
+            drift.add(scored.scores[manifest.scoring.default])
         return values
 
     async def _flag(self, p_value: Array, calibration: Calibration, options: ScoreOptions) -> dict[str, Any]:
@@ -138,48 +169,48 @@ class Flows:
         assert level is not None  # checked before anything was computed
         return {"is_anomaly": p_value <= level, "alpha": alpha, "level": level}
 
-    async def encode(
-        self, budget: Budget, manifest: Manifest, x: Array, reproducible: bool = False
-    ) -> tuple[Array, Array]:
+    async def encode(self, budget: Budget, model: Model, x: Array, reproducible: bool = False) -> tuple[Array, Array]:
         """Latent codes (B, D) and log-likelihoods."""
-        self.check_rows(len(x), "rows")
-        latents, log_likelihood = await self._run(budget, PassKey(manifest.name, "encode", reproducible), x)
+        self._admit(budget, model, len(x), "rows")
+        latents, log_likelihood = await self._run(budget, PassKey(model, "encode", reproducible), x)
         return latents, log_likelihood
 
-    async def decode(self, budget: Budget, manifest: Manifest, latents: Array, reproducible: bool = False) -> Array:
+    async def decode(self, budget: Budget, model: Model, latents: Array, reproducible: bool = False) -> Array:
         """Inputs (B, *shape) of latent codes (B, D)."""
-        self.check_rows(len(latents), "rows")
-        (outputs,) = await self._run(budget, PassKey(manifest.name, "decode", reproducible), latents)
+        self._admit(budget, model, len(latents), "rows")
+        (outputs,) = await self._run(budget, PassKey(model, "decode", reproducible), latents)
         return outputs
 
-    async def sample(self, budget: Budget, manifest: Manifest, num: int, temperature: float, seed: int) -> Array:
+    async def sample(self, budget: Budget, model: Model, num: int, temperature: float, seed: int) -> Array:
         """Draw samples decode(temperature * eps), eps ~ N(0, I), bit for bit the same for the same seed."""
-        self.check_rows(num, "samples")
-        eps = await asyncio.to_thread(noise.latent_noise, seed, num, manifest.num_dims)
-        return await self.decode(budget, manifest, eps * np.float32(temperature), reproducible=True)
+        self._admit(budget, model, num, "samples")
+        eps = await asyncio.to_thread(noise.latent_noise, seed, num, model.manifest.num_dims)
+        (samples,) = await self._run(budget, PassKey(model, "decode", True), eps * np.float32(temperature))
+        return samples
 
-    async def log_likelihood(self, budget: Budget, manifest: Manifest, x: Array, reproducible: bool = False) -> Array:
+    async def log_likelihood(self, budget: Budget, model: Model, x: Array, reproducible: bool = False) -> Array:
         """Deterministic log p(x) alone."""
-        log_likelihood, *_ = await self._run(budget, PassKey(manifest.name, "statistics", reproducible), x)
+        log_likelihood, *_ = await self._run(budget, PassKey(model, "statistics", reproducible), x)
         return log_likelihood
 
-    async def _explain(self, budget: Budget, manifest: Manifest, x: Array, log_likelihood: Array) -> Array:
+    async def _explain(self, budget: Budget, model: Model, x: Array, log_likelihood: Array) -> Array:
         """Nats that sum to -log p(x), the reproducible one: by pixel (B, H, W), or by column (B, D) of a table.
 
         Always in reproducible passes: a row's explanation does not depend on its neighbours.
         """
+        manifest = model.manifest
         if manifest.kind == "image":
-            (log_prob_map,) = await self._run(budget, PassKey(manifest.name, "log_prob_map", True), x)
+            (log_prob_map,) = await self._run(budget, PassKey(model, "log_prob_map", True), x)
             return -log_prob_map
-        if manifest.name not in self._alternatives:
+        if model not in self._alternatives:
             eps = await asyncio.to_thread(noise.latent_noise, 0, explanations.NUM_DRAWS, manifest.num_dims)
-            (draws,) = await self._run(budget, PassKey(manifest.name, "decode", True), eps)
-            self._alternatives[manifest.name] = explanations.alternatives(draws, manifest)
+            (draws,) = await self._run(budget, PassKey(model, "decode", True), eps)
+            self._alternatives[model] = explanations.alternatives(draws, manifest)
         return await explanations.explain(
             x,
             log_likelihood,
-            self._alternatives[manifest.name],
-            partial(self.log_likelihood, budget, manifest, reproducible=True),
+            self._alternatives[model],
+            partial(self.log_likelihood, budget, model, reproducible=True),
             min(_BLOCK_ROWS, self.settings.max_queue_rows),
         )
 
@@ -187,32 +218,67 @@ class Flows:
         patience_s = min(budget.deadline - time.perf_counter(), self.settings.max_wait_s)
         if budget.compute_s:  # what has been computed for it must not have been in vain
             patience_s = math.inf
-        answer = await self._batcher.submit(key, rows, patience_s)
+        limits = self.settings.model_limits.get(key.model.name)
+        if limits is None or limits.max_queue_rows is None:
+            answer = await self._batcher.submit(key, rows, patience_s)
+        else:
+            answer = await self._submit_within(limits.max_queue_rows, key, rows, patience_s)
         budget.queue_s += answer.queue_s
         budget.compute_s += answer.compute_s
         return answer.outputs
 
+    async def _submit_within(self, limit: int, key: PassKey, rows: Array, patience_s: float) -> Answer:
+        """Submit, unless that makes more rows of this model than it may have under way; those being computed count."""
+        name = key.model.name
+        if len(rows) > limit:
+            raise TooLarge(f"{len(rows)} rows are more than {name} may have waiting, {limit} (GLOW_MODEL_LIMITS)")
+        if self._rows[name] + len(rows) > limit:
+            raise QueueFull(
+                f"{self._rows[name]} rows of {name} are waiting and {len(rows)} more would exceed its {limit} "
+                "(GLOW_MODEL_LIMITS)"
+            )
+        self._rows[name] += len(rows)
+        try:
+            return await self._batcher.submit(key, rows, patience_s)
+        finally:
+            self._rows[name] -= len(rows)
+
     def _compute(self, key: PassKey, rows: Array) -> Arrays:
-        """Run the engine; where it scores, tell all requests of the pass at once what follows from its figures."""
-        return score_pass(self._engine, key, rows) if key.operation == "statistics" else self._engine.run(key, rows)
+        """Run a pass; where it scores, tell all requests of it at once what follows from its figures."""
+        if key.operation == "statistics":
+            return score_pass(key, rows)
+        return key.model.run(key.operation, rows, key.reproducible)
 
     def _observe(self, done: Pass[PassKey]) -> None:
-        self._metrics.computed(done.key.model, done.key.operation, done)
+        self._metrics.computed(done.key.model.name, done.key.operation, done)
 
-    def check_rows(self, num: int, what: str) -> None:
-        """Raise TooLarge where a request has more rows than one may."""
-        limit = self.settings.max_request_rows
+    def check_rows(self, model: Model | None, num: int, what: str) -> None:
+        """Raise TooLarge where a request has more rows than one may, of a model or of any."""
+        limit, setting = self.settings.max_request_rows, "GLOW_MAX_REQUEST_ROWS"
+        own = None if model is None else self.settings.model_limits.get(model.name)
+        if own is not None and own.max_request_rows is not None and own.max_request_rows < limit:
+            limit, setting = own.max_request_rows, "GLOW_MODEL_LIMITS"
         if num > limit:
-            raise TooLarge(f"{num} {what} are over the limit of {limit} a request (GLOW_MAX_REQUEST_ROWS)")
+            raise TooLarge(f"{num} {what} are over the limit of {limit} a request ({setting})")
 
-    def _check_explanations(self, manifest: Manifest, num: int) -> None:
-        """Raise TooLarge where explaining so many rows runs more rows through the model than one request may."""
+    def _admit(self, budget: Budget, model: Model, num: int, what: str, further: int = 0) -> None:
+        """Take rows, and ``further`` ones that they cause, from the caller's quota, if there is one.
+
+        Raises TooLarge as ``check_rows``, and QuotaExceeded.
+        """
+        self.check_rows(model, num, what)
+        if budget.bucket is not None:
+            budget.bucket.take(num + further)
+
+    def _explanation_rows(self, manifest: Manifest, num: int) -> int:
+        """Rows that explaining so many runs through the model. Raises TooLarge for more than one request may."""
         limit, each = self.settings.max_explanation_rows, explanations.num_passes(manifest)
         if num * each > limit:
             raise TooLarge(
                 f"to explain {num} rows, {num * each} go through {manifest.name}, {each} each; over the limit of "
                 f"{limit} a request (GLOW_MAX_EXPLANATION_ROWS)"
             )
+        return num * each
 
     def _check_level(self, manifest: Manifest, options: ScoreOptions) -> None:
         """Raise Unprocessable for a level that can flag nothing, or not with the guarantee that is wanted."""
@@ -260,33 +326,35 @@ def check_level(model: str, num_calibration: int | None, **given: float | str | 
             )
 
 
-def _check_setting(settings: Settings, manifests: dict[str, Manifest]) -> None:
-    for manifest in manifests.values():
-        if settings.alpha is None or manifest.calibration is None:
+def check_settings(settings: Settings, catalog: Catalog) -> None:
+    """Raise ArtifactError for settings that do not go with what is served."""
+    names = {model.name for model in catalog.models}
+    for name in settings.model_limits.keys() - names:
+        raise ArtifactError(f"GLOW_MODEL_LIMITS has limits of {name!r}, but only {', '.join(sorted(names))} are served")
+    for model in catalog.models:
+        calibration = model.manifest.calibration
+        if settings.alpha is None or calibration is None:
             continue
-        smallest = scores.smallest_p_value(manifest.calibration.num_rows)
+        smallest = scores.smallest_p_value(calibration.num_rows)
         if settings.alpha < smallest:
             raise ArtifactError(
                 f"GLOW_ALPHA is {settings.alpha}, but must be at least {smallest!r}, the smallest p-value of "
-                f"{manifest.name}"
+                f"{model.name}"
             )
 
 
-def _watch(manifests: dict[str, Manifest], settings: Settings) -> dict[str, Drift]:
-    """A watch for the drift of each model that is calibrated, shared by all workers."""
-    folder = shared_folder()
-    return {
-        name: Drift(
-            name,
-            manifest.calibration.arrays[manifest.scoring.default],
-            settings.drift_delta,
-            settings.drift_window,
-            manifest.calibration.approximate,
-            None if folder is None else folder / f"drift-{name}",
-        )
-        for name, manifest in manifests.items()
-        if manifest.calibration is not None
-    }
+def _watch(model: Model, settings: Settings) -> Drift:
+    """Watch for the drift of a model that is calibrated, together with all workers."""
+    folder, calibration = shared_folder(), model.manifest.calibration
+    assert calibration is not None
+    return Drift(
+        model.name,
+        calibration.arrays[model.manifest.scoring.default],
+        settings.drift_delta,
+        settings.drift_window,
+        calibration.approximate,
+        None if folder is None else folder / f"drift-{model.reference}",
+    )
 
 
 def _dequantize(x: Array, manifest: Manifest, num_noise: int, seed: int) -> Array:

@@ -1,4 +1,4 @@
-"""The outermost layer: request ids, errors, metrics, and the routes that run models.
+"""The outermost layer: request ids, keys, errors, metrics, and the routes that run models.
 
 It calls these routes itself: Starlette's and FastAPI's ways to them cost as much as all that they do for one row.
 """
@@ -17,11 +17,26 @@ from starlette._utils import get_route_path
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.access import Caller
 from service.api import ENDPOINTS, Endpoint
 from service.call import Call, Watch
 from service.errors import ServiceError
-from service.metrics import Metrics
+from service.service import Service
 
+# What an answer must not be taken for or be put into, and that nobody keeps it; pages may run what they hold.
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+]
+_PAGE_HEADERS = [
+    *_HEADERS[:2],
+    (
+        b"content-security-policy",
+        b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+        b"img-src 'self' data:; frame-ancestors 'none'",
+    ),
+]
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 logger = logging.getLogger(__name__)
@@ -30,9 +45,10 @@ logger = logging.getLogger(__name__)
 class Front:
     """Pure ASGI middleware before all of Starlette's; ``app`` answers what runs no model."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
-        self._metrics = metrics
+        self._service = service
+        self._metrics = service.metrics
         self._prefix = secrets.token_hex(8)
         self._numbers = itertools.count()
         self._watch = Watch()
@@ -44,17 +60,33 @@ class Front:
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}  # servers leave out the body by themselves
         request_id = self._request_id(scope)
-        endpoint = ENDPOINTS.get((scope["method"], get_route_path(scope)))
+        arrived, path = time.perf_counter(), get_route_path(scope)
+        try:
+            caller = self._service.access.check(scope["method"], path, scope["headers"])
+        except ServiceError as error:
+            response, code = error_response(Request(scope), error)
+            self._metrics.refused("", "", response.status_code, code, time.perf_counter() - arrived)
+            await self._send(response, request_id, scope, receive, send)
+            return
+        scope["state"]["key"] = caller.id
+        endpoint = ENDPOINTS.get((scope["method"], path))
         if endpoint is not None:
-            await self._run(endpoint, scope, receive, send, request_id)
+            await self._run(endpoint, caller, arrived, scope, receive, send, request_id)
             return
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                is_page = headers.get("content-type", "").startswith("text/html")
+                message["headers"] += _PAGE_HEADERS if is_page else _HEADERS
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        await self._app(scope, receive, send_with_headers)
+
+    async def _send(self, response: Response, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+        response.raw_headers += ((b"x-request-id", request_id.encode()), *_HEADERS)
+        await response(scope, receive, send)
 
     def _request_id(self, scope: Scope) -> str:
         """The caller's own, if it is a plain one, else one of ours."""
@@ -64,18 +96,25 @@ class Front:
         scope.setdefault("state", {})["request_id"] = request_id = wanted.decode()
         return request_id
 
-    async def _run(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+    async def _run(
+        self,
+        endpoint: Endpoint,
+        caller: Caller,
+        arrived: float,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        request_id: str,
+    ) -> None:
         """Answer a call, with what it asks for or with an error."""
-        arrived = time.perf_counter()
         route, call, code = get_route_path(scope), None, ""
         try:
-            call = Call(scope, receive, self._watch)
+            call = Call(scope, receive, self._watch, caller.bucket)
             with call:
                 response = await endpoint(call)
         except Exception as error:
             response, code = error_response(Request(scope), error)
-        response.raw_headers.append((b"x-request-id", request_id.encode()))
-        await response(scope, receive, send)
+        await self._send(response, request_id, scope, receive, send)
         ended = time.perf_counter()
         model = call.model if call is not None else ""
         if code or call is None:
@@ -90,7 +129,9 @@ class Front:
 def error_response(request: Request, error: Exception) -> tuple[Response, str]:
     """What a caller is told of an error, and its code. The text of a defect of ours stays in the log."""
     if isinstance(error, ServiceError):
-        headers = None if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+        headers = dict(error.headers)
+        if error.retry_after_s is not None:
+            headers["retry-after"] = str(error.retry_after_s)
         return write_error(request, error.status, error.code, str(error), headers), error.code
     logger.error("request %s failed", request.state.request_id, exc_info=error)
     text = "internal error; quote the request_id to the operator"

@@ -5,7 +5,6 @@ Several workers of one host keep their figures in files of ``PROMETHEUS_MULTIPRO
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from service.batcher import Pass
 from service.drift import Drift
+from service.shared import shared_folder
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PHASES = ("read", "queue", "compute", "rest")
@@ -25,17 +25,11 @@ _SECONDS = [0.0005 * 2**power for power in range(18)]  # 0.5 ms to 66 s
 _ROWS = [2**power for power in range(17)]
 
 
-def shared_folder() -> Path | None:
-    """Where the workers of one host keep what they share; None for the only one."""
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    return None if folder is None else Path(folder)
-
-
 class Metrics:
-    """Counts of one process, and their text; ``drifts`` are the watches of models, by name."""
+    """Counts of one process, and their text; ``drifts`` are the watches of models, by name and version."""
 
     def __init__(self) -> None:
-        self.drifts: Mapping[str, Drift] = {}
+        self.drifts: Mapping[tuple[str, str], Drift] = {}
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "glow_requests", "Requests answered.", ["route", "model", "status"], registry=self._registry
@@ -135,12 +129,12 @@ class Metrics:
 class _DriftCollector(Collector):
     """Reads the watches when asked; workers share them, so that each tells the figures of all."""
 
-    def __init__(self, drifts: Mapping[str, Drift]) -> None:
+    def __init__(self, drifts: Mapping[tuple[str, str], Drift]) -> None:
         self._drifts = drifts
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         def gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
-            return GaugeMetricFamily(f"glow_drift_{name}", text, labels=["model", *labels])
+            return GaugeMetricFamily(f"glow_drift_{name}", text, labels=["model", "version", *labels])
 
         rows = gauge("rows", "Rows scored since the watch of drift began.")
         since = gauge("since_seconds", "When it began: seconds since 1970.")
@@ -149,13 +143,13 @@ class _DriftCollector(Collector):
         ks = gauge("ks", "Kolmogorov-Smirnov statistic of the last rows and the calibration rows.")
         ks_p_value = gauge("ks_p_value", "Its p-value, of this one look.")
         mean_p_value = gauge("mean_p_value", "Mean p-value of the last rows; 0.5 without drift.")
-        for model, drift in self._drifts.items():
+        for served, drift in self._drifts.items():
             reading = drift.read()
-            rows.add_metric([model], reading.rows)
-            since.add_metric([model], reading.since.timestamp())
+            rows.add_metric(served, reading.rows)
+            since.add_metric(served, reading.since.timestamp())
             for tail, one in reading.tails.items():
-                log_e_value.add_metric([model, tail], one.log_e_value)
-                alarm.add_metric([model, tail], float(one.alarm_row is not None))
+                log_e_value.add_metric([*served, tail], one.log_e_value)
+                alarm.add_metric([*served, tail], float(one.alarm_row is not None))
             window = reading.window
             for family, value in (
                 (ks, window.ks),
@@ -163,5 +157,5 @@ class _DriftCollector(Collector):
                 (mean_p_value, window.mean_p_value),
             ):
                 if value is not None:
-                    family.add_metric([model], value)
+                    family.add_metric(served, value)
         yield from (rows, since, log_e_value, alarm, ks, ks_p_value, mean_p_value)

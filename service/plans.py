@@ -12,12 +12,12 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -27,7 +27,7 @@ from service.artifact.torchscript import WARM_UP_CALLS
 from service.machine import available_bytes, describe_machine, peak_bytes, reset_peak
 from service.runner import Form, Plan, Runner
 
-FORMAT = 4  # to be raised with every change of how forms are made, measured or kept: a version may see several
+FORMAT = 5  # to be raised with every change of how forms are made, measured or kept: a version may see several
 HOPELESS = {1: 3.0, 2: 1.5, 4: 1.2}  # times as slow as the best at so many rows or more: not measured any further
 QUICK_S = 1e-3  # a pass that takes less tells what calls cost, not what arithmetic does: nothing is hopeless yet
 ALIKE = 1.03  # times as slow as the best: the first of such plans is taken, so that few forms are kept
@@ -39,7 +39,20 @@ PACE = 0.8  # of the best rows/s: less is no use to large requests
 OVERHEAD_S = 1e-4  # of a call beside its pass: what two threads and the event loop do
 MEMORY_SHARE = 0.5  # of what is available: the most that a pass may take
 
+T = TypeVar("T")
+Steps = Generator[None, None, T]  # work that can be interrupted between any two steps, and what comes of it
+
 logger = logging.getLogger(__name__)
+
+
+def finish(steps: Steps[T]) -> T:
+    """Take all steps, one after the other."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
 
 
 class Bucket(BaseModel):
@@ -125,12 +138,12 @@ class Schedule(BaseModel):
 
 
 class Schedules(BaseModel):
-    """What was measured of one model, where it holds, and the file format of ``GLOW_CACHE_DIR``."""
+    """What was measured of one architecture, where it holds, and the file format of ``GLOW_CACHE_DIR``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     conditions: str  # our code, the machine and the settings
-    model: str
+    architecture: str
     of: dict[Operation, Schedule]
 
     def within(self, memory: float) -> Schedules:
@@ -155,32 +168,92 @@ class Schedules(BaseModel):
         )
 
 
-def schedules_of(
-    runner: Runner, forms: Sequence[Form], threads: int, max_rows: int, cache_dir: Path | None, seconds: float
-) -> Schedules:
-    """Take the schedules of a model from the cache, if what it holds still answers right here, else measure them.
+class Measured:
+    """Schedules by architecture: flows that differ in nothing but weights run alike. Kept in ``cache_dir``, too."""
 
-    When so many seconds are over, no larger buckets are tried. Raises ArtifactError where no plan reproduces the golden
-    case.
-    """
-    manifest = runner.manifest
-    model = f"{manifest.name}@{manifest.version}"
-    code = f"glow-service {version('glow-service')}, plans {FORMAT}"
-    settings = f"{threads} threads, {'/'.join(forms)}, at most {max_rows} rows"
-    conditions = f"{code}, {describe_machine(runner.device)}, {settings}"
-    if cache_dir is None:
-        return _measure_all(runner, forms, threads, max_rows, seconds, conditions, model)
-    key = hashlib.sha256(f"{conditions} {model}".encode()).hexdigest()[:16]
-    path = cache_dir / f"plans-{manifest.name}-{key}.json"
-    with locked(cache_dir):
-        if schedules := _cached(path, runner, conditions, model):
-            return schedules
-    with locked(cache_dir, to_measure=True):
-        schedules = _cached(path, runner, conditions, model)  # by now, another process may have measured
-        if schedules is None:
-            schedules = _measure_all(runner, forms, threads, max_rows, seconds, conditions, model)
-            _store(path, schedules)
+    def __init__(self, forms: Sequence[Form], threads: int, max_rows: int, cache_dir: Path | None) -> None:
+        self._forms = forms
+        self._threads = threads
+        self._max_rows = max_rows
+        self._cache_dir = cache_dir
+        self._known: dict[str, Schedules] = {}
+
+    def schedules_of(self, runner: Runner, seconds: float, alone: bool = True) -> Steps[Schedules]:
+        """Take the schedules of a model from what is known, if that still answers right here, else measure them.
+
+        When so many seconds are over, no larger buckets are tried. ``alone``: while no other process that shares the
+        cache runs a model. Raises ArtifactError where no plan reproduces the golden case.
+        """
+        schedules = yield from self._find(runner, seconds, alone)
+        self._known[runner.architecture] = schedules
+        logger.info("plans of %s@%s:\n%s", runner.manifest.name, runner.manifest.version, schedules.table())
         return schedules
+
+    def _find(self, runner: Runner, seconds: float, alone: bool) -> Steps[Schedules]:
+        lock = self._cache_dir if alone else None
+        with locked(lock):
+            if schedules := (yield from self._recall(runner)):
+                return schedules
+        with locked(lock, to_measure=True):
+            schedules = yield from self._recall(runner)  # by now, another process may have measured
+            if schedules is None:
+                schedules = yield from self._measure_all(runner, seconds)
+                if self._cache_dir is not None:
+                    _store(self._path(self._cache_dir, runner), schedules)
+            return schedules
+
+    def _conditions(self, runner: Runner) -> str:
+        code = f"glow-service {version('glow-service')}, plans {FORMAT}"
+        settings = f"{self._threads} threads, {'/'.join(self._forms)}, at most {self._max_rows} rows"
+        return f"{code}, {describe_machine(runner.device)}, {settings}"
+
+    def _path(self, cache_dir: Path, runner: Runner) -> Path:
+        key = hashlib.sha256(f"{self._conditions(runner)} {runner.architecture}".encode()).hexdigest()[:16]
+        return cache_dir / f"plans-{key}.json"
+
+    def _recall(self, runner: Runner) -> Steps[Schedules | None]:
+        """Find schedules and warm their plans up; None where there are none, or none that hold."""
+        if known := self._known.get(runner.architecture):
+            return (yield from _usable(known, runner, "what was measured before"))
+        if self._cache_dir is None:
+            return None
+        path = self._path(self._cache_dir, runner)
+        try:
+            schedules = Schedules.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            logger.warning("%s: cannot be used, measuring again: %s", path, str(error).splitlines()[0])
+            return None
+        expected = self._conditions(runner), runner.architecture, set(OPERATIONS)
+        if (schedules.conditions, schedules.architecture, set(schedules.of)) != expected:
+            logger.warning("%s: is of other code, another machine or model, measuring again", path)
+            return None
+        return (yield from _usable(schedules, runner, str(path)))
+
+    def _measure_all(self, runner: Runner, seconds: float) -> Steps[Schedules]:
+        """Measure the schedules of every operation."""
+        started = time.monotonic()
+        name, threads = runner.manifest.name, self._threads
+        counts = sorted({1, threads}) if runner.device.type == "cpu" else [1]
+        plans = [Plan(form, count) for form in self._forms for count in counts]
+        measured: dict[Operation, Schedule] = {}
+        out_of_time = False
+        favourites = plans  # operations are alike: what never won in one need not be tried in the next
+        for operation, share in zip(OPERATIONS, SHARES, strict=True):
+            deadline = started + share * seconds
+            buckets, late = yield from _measure(runner, operation, favourites, self._max_rows, deadline)
+            if not buckets:
+                buckets, late = yield from _measure(runner, operation, plans, self._max_rows, deadline)
+            out_of_time |= late
+            if not buckets:
+                raise ArtifactError(f"{name}: no plan reproduces the golden case of {operation}")
+            measured[operation] = Schedule(buckets=buckets)
+            favourites = list(dict.fromkeys(bucket.plan for bucket in buckets))
+        logger.info("measured the plans of %s in %.1f s", name, time.monotonic() - started)
+        if out_of_time:
+            logger.warning("%s: %.0f s were too few to try passes of more rows", name, seconds)
+        return Schedules(conditions=self._conditions(runner), architecture=runner.architecture, of=measured)
 
 
 @contextmanager
@@ -195,59 +268,16 @@ def locked(cache_dir: Path | None, to_measure: bool = False) -> Iterator[None]:
         yield
 
 
-def _measure_all(
-    runner: Runner,
-    forms: Sequence[Form],
-    threads: int,
-    max_rows: int,
-    seconds: float,
-    conditions: str,
-    model: str,
-) -> Schedules:
-    """Measure the schedules of every operation."""
-    started = time.monotonic()
-    counts = sorted({1, threads}) if runner.device.type == "cpu" else [1]
-    plans = [Plan(form, count) for form in forms for count in counts]
-    measured: dict[Operation, Schedule] = {}
-    out_of_time = False
-    favourites = plans  # operations are alike: what never won in one need not be tried in the next
-    for operation, share in zip(OPERATIONS, SHARES, strict=True):
-        deadline = started + share * seconds
-        buckets, late = _measure(runner, operation, favourites, max_rows, deadline)
-        if not buckets:
-            buckets, late = _measure(runner, operation, plans, max_rows, deadline)
-        out_of_time |= late
-        if not buckets:
-            raise ArtifactError(f"{runner.manifest.name}: no plan reproduces the golden case of {operation}")
-        measured[operation] = Schedule(buckets=buckets)
-        favourites = list(dict.fromkeys(bucket.plan for bucket in buckets))
-    schedules = Schedules(conditions=conditions, model=model, of=measured)
-    logger.info("plans of %s, measured in %.1f s:\n%s", model, time.monotonic() - started, schedules.table())
-    if out_of_time:
-        logger.warning("%s: %.0f s were too few to try passes of more rows", model, seconds)
-    return schedules
-
-
-def _cached(path: Path, runner: Runner, conditions: str, model: str) -> Schedules | None:
-    """Read schedules and warm their plans up; None where there are none, or none that hold."""
-    try:
-        schedules = Schedules.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        logger.warning("%s: cannot be used, measuring again: %s", path, str(error).splitlines()[0])
-        return None
-    if (schedules.conditions, schedules.model, set(schedules.of)) != (conditions, model, set(OPERATIONS)):
-        logger.warning("%s: is of other code, another machine or model, measuring again", path)
-        return None
+def _usable(schedules: Schedules, runner: Runner, origin: str) -> Steps[Schedules | None]:
+    """Warm the plans of schedules up, those that memory suffices for; None where one does not answer rightly."""
     schedules = schedules.within(MEMORY_SHARE * available_bytes(runner.device))
     for operation, schedule in schedules.of.items():
         passes = [(bucket.plan, bucket.rows) for bucket in schedule.buckets]
         for plan, num_rows in [*((plan, 1) for plan in dict(passes)), *passes]:
             if fault := warm_up(runner, operation, plan, num_rows):
-                logger.warning("%s: %s, measuring again", path, fault)
+                logger.warning("%s: %s, measuring again", origin, fault)
                 return None
-    logger.info("plans of %s, from %s:\n%s", model, path, schedules.table())
+            yield
     return schedules
 
 
@@ -275,7 +305,7 @@ def warm_up(runner: Runner, operation: Operation, plan: Plan, num_rows: int) -> 
 
 def _measure(
     runner: Runner, operation: Operation, plans: Sequence[Plan], max_rows: int, deadline: float
-) -> tuple[list[Bucket], bool]:
+) -> Steps[tuple[list[Bucket], bool]]:
     """Double the rows of a pass for as long as that pays, and find the fastest right plan at each number.
 
     Returns the buckets, none where no plan is right, and whether it was time that ended it.
@@ -290,6 +320,7 @@ def _measure(
                 logger.warning("%s of %d rows, %s: %s", operation, num_rows, plan, fault)
             else:
                 seconds[plan] = _time(runner, operation, plan, num_rows)
+            yield
         if not seconds:
             break
         costs = {plan: second * (WORTH_THREADS if plan.threads > 1 else 1) for plan, second in seconds.items()}

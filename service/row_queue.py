@@ -103,7 +103,7 @@ class RowQueue(Generic[JobT]):
         index = bisect_left(line, (job.place,))
         if index < len(line) and line[index][1] is job:
             del line[index]
-            self.waiting[job.key] -= job.left
+            self._leave(job.key, job.left)
 
     def clear(self) -> list[JobT]:
         """Forget every job; returns them."""
@@ -114,10 +114,9 @@ class RowQueue(Generic[JobT]):
 
     def take(self, brief: bool = False) -> list[Part[JobT]]:
         """Take the rows of the next pass, all of one key, in the jobs' order; nothing where nothing waits."""
-        lines = [line for line in self._lines.values() if line]
-        if not lines:
+        if not self._lines:
             return []
-        line = min(lines, key=lambda line: line[0][0])
+        line = min(self._lines.values(), key=lambda line: line[0][0])
         key = line[0][1].key
         room = self._room(key, self.waiting[key])
         parts: list[Part[JobT]] = []
@@ -132,6 +131,12 @@ class RowQueue(Generic[JobT]):
             if taken == room.most:
                 break
         line[:] = [place for place in line if place[1].left]
-        self.waiting[key] -= taken
+        self._leave(key, taken)
         self._left += taken
         return parts
+
+    def _leave(self, key: Hashable, num_rows: int) -> None:
+        """Count rows that wait no longer, and forget a key of which none does: it holds on to its model."""
+        self.waiting[key] -= num_rows
+        if not self.waiting[key]:
+            del self.waiting[key], self._lines[key]

@@ -19,6 +19,7 @@ from service.artifact.torchscript import (
     multiply_rows,
     optimize,
     pack_weights,
+    spare_fusion,
 )
 
 Array = npt.NDArray[Any]
@@ -51,7 +52,10 @@ class Runner:
 
     def __init__(self, artifact: Artifact, device: torch.device) -> None:
         self.manifest = artifact.manifest
+        self.architecture = artifact.architecture
         self.device = device
+        if device.type == "cuda":
+            spare_fusion()
         self._program: Program | None = artifact.program
         self._forms: dict[Form, Program] = {}
         self._failed: dict[Form, str] = {}
@@ -132,7 +136,8 @@ class _Graph:
                 method(self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
+        # By itself, whatever another thread does meanwhile would end the recording, even to free an answer.
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._outputs = _as_tuple(method(self._inputs))
 
     @property

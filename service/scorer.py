@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from service.artifact import Manifest
-from service.engine import Engine, PassKey
+from service.engine import Model, PassKey
 from service.errors import Unprocessable
 from service.row_queue import Array, Arrays
 from service.scores import COMPLEXITY, ScoreName, bits_per_dim, complexity, p_values
@@ -46,11 +46,12 @@ def p_value_column(name: str) -> str:
     return f"p_value_{name}"
 
 
-def scoring_key(manifest: Manifest, names: Iterable[ScoreName] = (), reproducible: bool = False) -> PassKey:
+def scoring_key(model: Model, names: Iterable[ScoreName] = (), reproducible: bool = False) -> PassKey:
     """The pass that gives so many of a model's scores; its default one whenever it is calibrated."""
+    manifest = model.manifest
     wanted = {*names, manifest.scoring.default} if manifest.calibration else set(names)
     scores = tuple(name for name in manifest.scoring.names if name in wanted)
-    return PassKey(manifest.name, "statistics", reproducible, scores)
+    return PassKey(model, "statistics", reproducible, scores)
 
 
 def chosen_scores(manifest: Manifest, wanted: Literal["all"] | list[ScoreName] | None) -> list[ScoreName]:
@@ -63,10 +64,10 @@ def chosen_scores(manifest: Manifest, wanted: Literal["all"] | list[ScoreName] |
     return list(dict.fromkeys(names))
 
 
-def score_pass(engine: Engine, key: PassKey, rows: Array) -> Arrays:
+def score_pass(key: PassKey, rows: Array) -> Arrays:
     """Run a pass of ``scoring_key`` over rows (B, *shape): the arrays that ``unpack`` names."""
-    manifest = engine.manifests[key.model]
-    (values,) = engine.run(key, rows)
+    manifest = key.model.manifest
+    (values,) = key.model.run(key.operation, rows, key.reproducible)
     statistics = dict(zip(manifest.statistics, np.ascontiguousarray(values.T), strict=True))
     scoring = manifest.scoring
     if scoring.codec and scoring.needs_codec(key.scores):
@@ -82,8 +83,9 @@ def score_pass(engine: Engine, key: PassKey, rows: Array) -> Arrays:
     )
 
 
-def unpack(manifest: Manifest, key: PassKey, outputs: Arrays) -> Scored:
+def unpack(key: PassKey, outputs: Arrays) -> Scored:
     """Name the arrays of ``score_pass``."""
+    manifest = key.model.manifest
     log_likelihood, bits, *rest = outputs
     known = manifest.calibration.scores if manifest.calibration else {}
     return Scored(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.runner import Form
@@ -19,20 +20,48 @@ class SettingsError(ValueError):
     """A setting with a wrong value; the message names its variable, the rule and the value."""
 
 
+class Limits(BaseModel):
+    """Limits of one model, below those of the service."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_request_rows: int | None = Field(None, ge=1)
+    max_queue_rows: int | None = Field(None, ge=1)
+
+
 class Settings(BaseSettings):
     """Every setting of the service. The command line of ``python -m service`` sets some of them."""
 
     model_config = SettingsConfigDict(env_prefix="GLOW_", frozen=True, extra="forbid")
 
-    host: str = Field("127.0.0.1", description="Address to listen on. A public one also needs GLOW_ALLOW_ANONYMOUS.")
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on. A public one also needs GLOW_API_KEYS_FILE or GLOW_ALLOW_ANONYMOUS.",
+    )
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 picks a free one.")
-    allow_anonymous: bool = Field(False, description="Serve callers without a key on a public address.")
+    allow_anonymous: bool = Field(
+        False, description="Serve everyone on a public address, where there are no keys; where there are, they decide."
+    )
+    api_keys_file: Path | None = Field(
+        None, description="Keys that callers need, hashed, with scopes and quotas (docs/security.md); unset: none."
+    )
+    cors_origins: Annotated[list[str], NoDecode] = Field(
+        [], description="Origins whose web pages may call the service, separated by commas; unset: none."
+    )
     models: Annotated[list[Path], NoDecode] = Field(
         [EMBEDDED_ARTIFACTS], min_length=1, description="Artifacts, or folders of them; paths separated by a colon."
     )
     default_model: str | None = Field(
         None,
-        description="Model that answers requests that name none; unset: fashion-mnist if served, else the first.",
+        description="Model that answers requests that name none, NAME or NAME@VERSION; unset: fashion-mnist if "
+        "served, else the first.",
+    )
+    digests_file: Path | None = Field(
+        None, description="SHA-256 of the artifacts that may be loaded, as sha256sum writes them; unset: all."
+    )
+    model_limits: dict[str, Limits] = Field(
+        {},
+        description='Limits of single models, as JSON: `{"NAME": {"max_request_rows": 64, "max_queue_rows": 512}}`.',
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the model runs; auto takes a GPU if there is one."
@@ -83,6 +112,18 @@ class Settings(BaseSettings):
         le=3600,
         description="Seconds from a request's arrival to its answer, else 504; callers may ask for fewer.",
     )
+    drain_delay_s: float = Field(
+        5.0,
+        ge=0,
+        le=600,
+        description="Seconds from SIGTERM until no connection is accepted: /readyz answers 503, all else as before.",
+    )
+    stall_s: float = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="Seconds of one forward pass after which the engine is stuck: /livez answers 503.",
+    )
     keep_alive_s: int = Field(75, ge=1, le=3600, description="Seconds that a connection may be idle.")
     drift_delta: float = Field(
         0.01, gt=0, lt=1, description="Probability that a model's drift watch ever raises a false alarm."
@@ -99,11 +140,25 @@ class Settings(BaseSettings):
     def _split_paths(cls, value: object) -> object:
         return [path for path in value.split(os.pathsep) if path] if isinstance(value, str) else value
 
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return [origin.strip() for origin in value.split(",") if origin.strip()] if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            if not re.fullmatch(r"https?://[^/\s*]+", origin):
+                raise ValueError(f"{origin!r} is no origin, such as https://example.org")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
-        if not (self.allow_anonymous or is_loopback(self.host)):
+        if not (self.allow_anonymous or self.api_keys_file is not None or is_loopback(self.host)):
             raise ValueError(
-                f"host {self.host!r} is a public address: set GLOW_ALLOW_ANONYMOUS=true to serve callers without keys"
+                f"host {self.host!r} is a public address: set GLOW_API_KEYS_FILE to the keys that callers need, or "
+                "GLOW_ALLOW_ANONYMOUS=true to serve callers without keys"
             )
         if self.max_queue_rows < self.max_request_rows:
             raise ValueError(

@@ -1,7 +1,8 @@
-"""Serving: one process, or several that share a port, their figures and what they measured."""
+"""Serving: one process, or several that share a port; signals, and what becomes of requests under way."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import multiprocessing
@@ -12,22 +13,26 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
 
 from service.app import create_app
 from service.artifact import ArtifactError
 from service.protocol import Protocol
+from service.service import Service
 from service.settings import Settings, SettingsError, read_settings
 
 BACKLOG = 2048  # connections that wait to be accepted
-_START_S = 30  # within which a worker has to show that it lives: it is busy with importing and measuring
+_AGAIN_S = 1.0  # from the start of a worker until it is started again, at least
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +41,7 @@ logger = logging.getLogger(__name__)
 def taken_port(settings: Settings) -> Iterator[socket.socket]:
     """Take the port before the models are loaded, so that no second service does. Raises SettingsError.
 
-    One process listens at once: callers wait until the models are there. Of several, each listens when it is ready, and
-    until then callers are refused.
+    One process listens at once. Of several, each listens when it is ready, and until then callers are refused.
     """
     with ExitStack() as stack:
         try:
@@ -64,56 +68,158 @@ def _bind(host: str, port: int, shared: bool = False) -> socket.socket:
     return bound
 
 
-class _Share:
-    """Becomes a socket on the same port in the worker that it is sent to.
+def serve(app: FastAPI, settings: Settings, bound: socket.socket) -> bool:
+    """Run this process's app until SIGINT or SIGTERM; tells whether its models could be served.
 
-    With one socket for all, the first worker to wake up takes all connections that wait; with one each, the system
-    deals them out, to workers that are ready.
+    SIGTERM: /readyz answers 503 and all else as before, for ``settings.drain_delay_s``, in which whoever sends requests
+    here is to notice. Then, or after SIGINT at once, no connection is accepted, and what was asked is answered.
     """
-
-    def __init__(self, bound: socket.socket) -> None:
-        self._address = bound.getsockname()[:2]
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _bind, (*self._address, True)
+    _allow_connections()
+    server = _Server(app, settings)
+    server.run(sockets=[bound])
+    return server.has_served
 
 
-def serve(app: FastAPI, settings: Settings, bound: socket.socket) -> None:
-    """Run this process's app until SIGINT or SIGTERM; requests in flight are answered first."""
-    _begin(settings, bound)
-    uvicorn.Server(_config(app, settings)).run(sockets=[bound])
+class _Server(uvicorn.Server):
+    """uvicorn, which closes its port the moment that SIGTERM comes, with a while of warning before."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(_config(app, settings))
+        self._service: Service = app.state.service
+        self._delay_s = settings.drain_delay_s
+        self._drain_until = math.inf
+
+    @property
+    def has_served(self) -> bool:
+        """Whether models were ready at any time."""
+        return self._service.has_started
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig != signal.SIGTERM or not self.started or self._service.draining:
+            super().handle_exit(sig, frame)
+            return
+        logger.info("draining for %g s (GLOW_DRAIN_DELAY_S)", self._delay_s)
+        self._captured_signals.append(sig)
+        self._service.draining = True
+        self._drain_until = time.monotonic() + self._delay_s
+        # Answers from now on ask for another connection, which whoever balances the load opens elsewhere.
+        self.config.encoded_headers.append((b"connection", b"close"))
+        self.server_state.default_headers.append((b"connection", b"close"))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Whoever was let in by the system before the port closes would be thrown out with it.
+        loop, adopted = asyncio.get_running_loop(), []
+        for listening in sockets or []:
+            with suppress(BlockingIOError):
+                while True:
+                    adopted.append(listening.accept()[0])
+        closing = asyncio.ensure_future(super().shutdown(sockets))
+        await asyncio.gather(*(self._adopt(loop, connection) for connection in adopted), closing)
+
+    async def _adopt(self, loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
+        """Answer what a connection asks, once."""
+        connection.setblocking(False)
+        _, protocol = await loop.connect_accepted_socket(self._make_protocol, connection)
+        protocol.shutdown()
+
+    def _make_protocol(self) -> Protocol:
+        return Protocol(self.config, self.server_state, self.lifespan.state)
+
+    async def on_tick(self, counter: int) -> bool:
+        if time.monotonic() >= self._drain_until:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
 
 def serve_with_workers(settings: Settings, bound: socket.socket, given: Mapping[str, object]) -> bool:
-    """The same in ``settings.workers`` processes, each started again if it ends; tells whether all could start.
+    """The same in ``settings.workers`` processes, each started again if it ends; tells whether they could serve.
 
     ``given`` are the settings that did not come from the environment, from which workers take theirs.
     """
-    _begin(settings, bound)
+    _allow_connections()
     with tempfile.TemporaryDirectory(prefix="glow-") as folder:
-        figures = Path(folder, "metrics")
-        figures.mkdir()
+        shared = Path(folder, "shared")
+        shared.mkdir()
         environment = {f"GLOW_{name.upper()}": _as_text(value) for name, value in given.items()}
-        environment["PROMETHEUS_MULTIPROC_DIR"] = str(figures)
+        environment["PROMETHEUS_MULTIPROC_DIR"] = str(shared)
         if settings.cache_dir is None:  # or each would measure, all at once
             environment["GLOW_CACHE_DIR"] = folder
         os.environ.update(environment)  # before workers start: prometheus_client looks at it when it is imported
-        config = _config("service.workers:create_worker", settings)
-        supervisor = Multiprocess(config, sockets=[_Share(bound)])  # type: ignore[list-item]
-        supervisor.run()
-        return all(process.exitcode != STARTUP_FAILURE for process in supervisor.processes)
+        return _Supervisor(settings.workers, bound).run()
 
 
-def create_worker() -> FastAPI:
-    """Build a worker's app from the environment alone."""
+class _Supervisor:
+    """Starts workers, and again those that end; passes on SIGHUP, to reload, and SIGTERM and SIGINT, to end."""
+
+    def __init__(self, num_workers: int, bound: socket.socket) -> None:
+        self._num_workers = num_workers
+        self._address = bound.getsockname()[:2]
+        self._workers: dict[BaseProcess, float] = {}  # and when each was started
+        self._signals: list[int] = []
+        self._wake, self._waker = os.pipe()
+        os.set_blocking(self._waker, False)
+
+    def run(self) -> bool:
+        """Until a signal ends it, or a worker that cannot start; tells whether all could."""
+        for awaited in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(awaited, self._note)
+        ending = failed = False
+        while self._workers or not ending:
+            while not ending and len(self._workers) < self._num_workers:
+                self._start()
+            ready = wait([self._wake, *(worker.sentinel for worker in self._workers)])
+            if self._wake in ready:
+                os.read(self._wake, 1024)
+            while self._signals:
+                number = self._signals.pop(0)
+                ending = ending or number != signal.SIGHUP
+                # Workers in a terminal have had SIGINT by themselves, and a second one would cut requests off.
+                self._tell(signal.SIGHUP if number == signal.SIGHUP else signal.SIGTERM)
+            for worker in [worker for worker in self._workers if worker.sentinel in ready]:
+                worker.join()
+                age_s = time.monotonic() - self._workers.pop(worker)
+                if worker.exitcode == STARTUP_FAILURE and not ending:
+                    logger.error("worker %d cannot serve; ending", worker.pid)
+                    ending = failed = True
+                    self._tell(signal.SIGTERM)
+                elif not ending:
+                    logger.error("worker %d has ended with %s; starting another", worker.pid, worker.exitcode)
+                    time.sleep(max(0.0, _AGAIN_S - age_s))
+        return not failed
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signals.append(number)
+        with suppress(BlockingIOError):
+            os.write(self._waker, b"\0")
+
+    def _start(self) -> None:
+        worker = multiprocessing.get_context("spawn").Process(target=_work, args=self._address)
+        worker.start()
+        self._workers[worker] = time.monotonic()
+
+    def _tell(self, number: int) -> None:
+        for worker in self._workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid or 0, number)
+
+
+def _work(host: str, port: int) -> None:
+    """Run a worker, from the environment alone.
+
+    It listens once it is ready, by a socket of its own on the port: with one socket for all, the first worker to wake
+    up takes all connections that wait; with one each, the system deals them out.
+    """
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     try:
         settings = read_settings()
         log_to_stderr(settings)
-        return create_app(settings)
+        app = create_app(settings)
     except (SettingsError, ArtifactError) as error:  # an artifact was exchanged since the start
         logger.error("%s", error)
         sys.exit(STARTUP_FAILURE)
+    threading.Thread(target=_end_if_stuck, args=(app.state.service,), daemon=True).start()
+    with _bind(host, port, shared=True) as bound:
+        serve(app, settings, bound)
 
 
 def _end_with_supervisor() -> None:
@@ -124,6 +230,14 @@ def _end_with_supervisor() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _end_if_stuck(service: Service) -> None:
+    """End this worker where its engine makes no progress: /livez asks whichever worker, which need not be this one."""
+    while not service.is_stuck:
+        time.sleep(1.0)
+    logger.critical("the engine is stuck (GLOW_STALL_S); ending")
+    os._exit(1)
+
+
 def log_to_stderr(settings: Settings) -> None:
     """Write log records of this process, one a line."""
     logging.basicConfig(
@@ -131,28 +245,24 @@ def log_to_stderr(settings: Settings) -> None:
     )
 
 
-def _begin(settings: Settings, bound: socket.socket) -> None:
+def _allow_connections() -> None:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one a connection, idle ones too
-    address, port = bound.getsockname()[:2]
-    logger.info("serving on %s port %d, %d workers", address, port, settings.workers)
 
 
-def _config(app: FastAPI | str, settings: Settings) -> uvicorn.Config:
+def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        factory=isinstance(app, str),
-        workers=settings.workers,
         loop="uvloop",
         http=Protocol,
         ws="none",
         access_log=False,
         log_level=settings.log_level,
         proxy_headers=False,  # nothing depends on the caller's address
+        server_header=False,
         backlog=BACKLOG,
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=math.ceil(settings.deadline_s),
-        timeout_worker_healthcheck=_START_S,
     )
 
 

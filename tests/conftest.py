@@ -1,5 +1,6 @@
 """Small artifacts and an application around them, made once a run."""
 
+import copy
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from model.trainer import Trainer
 from service import files
 from service.app import create_app
 from service.artifact import Artifact, open_artifact
+from service.engine import Model
 from service.score import command
 from service.score.targets import EngineTarget
 from service.settings import Settings
@@ -170,6 +172,13 @@ def x(image_splits: Splits) -> Any:
     """Five images that ``tiny-images`` has not seen: (5, 1, 8, 8)."""
     assert image_splits.test is not None
     return image_splits.test.x[:5]
+
+
+def with_manifest(model: Model, **changes: object) -> Model:
+    """The same model, with other things said of it."""
+    other = copy.copy(model)
+    other.manifest = model.manifest.model_copy(update=changes)
+    return other
 
 
 def perturbed(flow: Glow, scale: float = 0.2) -> Glow:

@@ -20,7 +20,7 @@ from service.flows import Budget, Flows
 from service.options import ScoreOptions
 from service.scores import benjamini_hochberg
 from service.settings import Settings
-from tests.conftest import tiny_recipe, train_and_export
+from tests.conftest import tiny_recipe, train_and_export, with_manifest
 from tests.wire import IMAGES, MIXED, TABLE, npy, png, post, read_npy, read_png
 
 
@@ -122,10 +122,10 @@ async def test_fdr_flags_over_the_rows_of_the_request(client: httpx.AsyncClient,
 
 @pytest.mark.parametrize("option", ["alpha", "fdr"])
 async def test_without_calibration_there_are_no_p_values_to_flag_by(app: FastAPI, option: str) -> None:
-    flows: Flows = app.state.flows
-    manifest = flows.manifest(TABLE).model_copy(update={"calibration": None})
+    flows: Flows = app.state.service.flows
+    model = with_manifest(flows.find(TABLE), calibration=None)
     with pytest.raises(Unprocessable, match=f"{option}: model {TABLE} is not calibrated"):
-        await flows.score(Budget(), manifest, np.zeros((1, 3)), ScoreOptions.model_validate({option: 0.1}))
+        await flows.score(Budget(), model, np.zeros((1, 3)), ScoreOptions.model_validate({option: 0.1}))
 
 
 async def test_noise_is_an_anomaly_and_a_held_out_image_is_not(client: httpx.AsyncClient, x: Any) -> None:

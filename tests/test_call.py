@@ -24,7 +24,7 @@ ROWS = json.dumps({"inputs": np.zeros((2, 64)).tolist()}).encode()
 def busy(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """An engine that finishes nothing until the event is set."""
     free = threading.Event()
-    batcher = app.state.flows._batcher
+    batcher = app.state.service.flows._batcher
     run = batcher._run
 
     def wait_and_run(key: object, rows: Array) -> Arrays:
@@ -76,7 +76,7 @@ async def test_a_deadline_that_passes_is_answered_at_once_though_the_engine_is_b
 async def test_what_has_passed_its_deadline_does_not_wait_for_the_engine_any_more(
     client: httpx.AsyncClient, busy: threading.Event, app: FastAPI
 ) -> None:
-    batcher = app.state.flows._batcher
+    batcher = app.state.service.flows._batcher
     requests = [client.post("/log-likelihood", content=ROWS, headers={"x-request-timeout-ms": "200"}) for _ in range(3)]
     assert [response.status_code for response in await asyncio.gather(*requests)] == [504] * 3
     assert batcher.waiting_rows == 0
@@ -105,7 +105,7 @@ async def test_a_body_that_does_not_come_ends_with_the_deadline(app: FastAPI) ->
 
 
 async def test_what_waits_for_a_caller_who_hung_up_is_dropped(app: FastAPI, busy: threading.Event) -> None:
-    batcher = app.state.flows._batcher
+    batcher = app.state.service.flows._batcher
     running = asyncio.create_task(call(app, whole_body()))
     await asyncio.sleep(0.05)
     before = batcher.waiting_rows
@@ -131,7 +131,7 @@ async def test_a_task_that_someone_else_cancels_stays_cancelled(app: FastAPI, bu
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert app.state.flows._batcher.waiting_rows == 0
+    assert app.state.service.flows._batcher.waiting_rows == 0
 
 
 async def test_the_metrics_tell_what_was_answered_and_what_was_refused(client: httpx.AsyncClient) -> None:
@@ -181,10 +181,10 @@ async def test_requests_leave_nothing_for_the_garbage_collector(app: FastAPI, mo
         await answered(400, b"{")
         await answered(422, b'{"inputs": [[1]]}')
         with monkeypatch.context() as patch:
-            patch.setattr(app.state.flows._batcher, "_run", fail)
+            patch.setattr(app.state.service.flows._batcher, "_run", fail)
             await answered(500)
         with monkeypatch.context() as patch:
-            patch.setattr(app.state.flows._batcher, "_run", lambda *_: time.sleep(0.2))
+            patch.setattr(app.state.service.flows._batcher, "_run", lambda *_: time.sleep(0.2))
             await answered(504, timeout=b"50")
             await asyncio.sleep(0.3)
 
@@ -199,7 +199,7 @@ async def test_requests_leave_nothing_for_the_garbage_collector(app: FastAPI, mo
 
 
 async def test_an_engine_that_has_stopped_is_not_ready(app: FastAPI, client: httpx.AsyncClient) -> None:
-    batcher = app.state.flows._batcher
+    batcher = app.state.service.flows._batcher
     batcher._closed = True
     try:
         assert (await client.get("/readyz")).status_code == 503

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from scipy.stats import ks_2samp
 
 from benchmarks import drift as simulation
+from service.access import SCOPES, Access, Caller
 from service.app import create_app
 from service.drift import EXPONENTS, TAILS, Drift, Reading, ks_p_value
 from service.errors import Unprocessable
@@ -21,6 +22,7 @@ from service.flows import Flows
 from service.metrics import Metrics
 from service.scores import FloatArray
 from service.settings import Settings
+from tests.conftest import with_manifest
 from tests.test_server import server
 
 
@@ -292,6 +294,13 @@ async def read(client: httpx.AsyncClient, model: str = TABLE) -> dict[str, objec
     return answer
 
 
+@pytest.fixture
+def admin(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everyone may reset."""
+    monkeypatch.setattr(app.state.service, "access", Access(anyone=Caller(scopes=frozenset(SCOPES))))
+
+
+@pytest.mark.usefixtures("admin")
 async def test_rows_that_were_scored_count_and_no_others(client: httpx.AsyncClient) -> None:
     started = datetime.now(UTC).replace(microsecond=0)
     first = (await client.post(f"/models/{TABLE}/drift/reset")).json()
@@ -315,6 +324,7 @@ async def test_rows_that_were_scored_count_and_no_others(client: httpx.AsyncClie
     assert answer["window"]["rows"] == 8
 
 
+@pytest.mark.usefixtures("admin")
 async def test_rows_of_another_kind_raise_an_alarm_that_metrics_tell(client: httpx.AsyncClient) -> None:
     await client.post(f"/models/{TABLE}/drift/reset")
     rows = [[a, 1500.0 + a, 3.0] for a in normal(50).tolist()]
@@ -322,22 +332,24 @@ async def test_rows_of_another_kind_raise_an_alarm_that_metrics_tell(client: htt
     answer = await read(client)
     assert (answer["alarm"], answer["direction"]) == (True, "higher")
     text = (await client.get("/metrics")).text
-    assert f'glow_drift_alarm{{model="{TABLE}",tail="higher"}} 1.0' in text
-    assert f'glow_drift_alarm{{model="{TABLE}",tail="lower"}} 0.0' in text
-    assert f'glow_drift_rows{{model="{TABLE}"}} 50.0' in text
+    labels = f'model="{TABLE}",version="{answer["version"]}"'
+    for tail, alarm in (("higher", 1.0), ("lower", 0.0)):
+        assert f'glow_drift_alarm{{model="{TABLE}",tail="{tail}",version="{answer["version"]}"}} {alarm}' in text
+    assert f"glow_drift_rows{{{labels}}} 50.0" in text
     for name in ("log_e_value", "ks", "ks_p_value", "mean_p_value", "since_seconds"):
         assert f'glow_drift_{name}{{model="{TABLE}"' in text
     await client.post(f"/models/{TABLE}/drift/reset")
     assert (await read(client))["alarm"] is False
 
 
+@pytest.mark.usefixtures("admin")
 async def test_errors_name_the_model(app: FastAPI, client: httpx.AsyncClient) -> None:
     for method, path in (("GET", "drift"), ("POST", "drift/reset")):
         response = await client.request(method, f"/models/other/{path}")
         assert (response.status_code, response.json()["code"]) == (404, "model_not_found")
-    flows: Flows = app.state.flows
-    uncalibrated = flows.manifest(TABLE).model_copy(update={"name": "plain", "calibration": None})
-    with pytest.raises(Unprocessable, match="model plain is not calibrated"):
+    flows: Flows = app.state.service.flows
+    uncalibrated = with_manifest(flows.find(TABLE), calibration=None)
+    with pytest.raises(Unprocessable, match=f"model {TABLE} is not calibrated"):
         flows.drift(uncalibrated)
 
 
@@ -362,8 +374,10 @@ def test_workers_answer_for_each_other(models_dir: Path) -> None:
     with server("--models", models_dir / "tiny-table.pt", "--workers", "2") as (url, _):
         for answered in range(1, 21):  # a connection each, so that both workers get some
             assert httpx.post(f"{url}/log-likelihood", json={"inputs": ROWS}).status_code == 200
-            assert httpx.get(f"{url}/models/{TABLE}/drift").json()["rows"] == 2 * answered
-            assert f'glow_drift_rows{{model="{TABLE}"}} {2 * answered}.0' in httpx.get(f"{url}/metrics").text
+            drift = httpx.get(f"{url}/models/{TABLE}/drift").json()
+            assert drift["rows"] == 2 * answered
+            labels = f'model="{TABLE}",version="{drift["version"]}"'
+            assert f"glow_drift_rows{{{labels}}} {2 * answered}.0" in httpx.get(f"{url}/metrics").text
 
 
 def test_the_simulation_prints_its_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 from fastapi import FastAPI
 
 from service.artifact import ArtifactError, Operation, golden_rows, within_tolerance
-from service.engine import CANONICAL_ROWS, Engine, PassKey
+from service.catalog import Catalog, warm_catalog
+from service.engine import CANONICAL_ROWS, Engine
 from service.errors import OutOfMemory
 from service.flows import Budget, Flows
 from service.plans import Schedule
@@ -26,53 +28,51 @@ MODELS = ["tiny-images", "tiny-table"]
 
 
 @pytest.fixture(scope="module")
-def engine(settings: Settings) -> Engine:
-    engine = Engine(settings)
-    engine.warm_up()
-    return engine
+def engine(settings: Settings) -> Catalog:
+    return warm_catalog(settings)
 
 
-def inputs(engine: Engine, model: str, num_rows: int) -> Any:
+def inputs(engine: Catalog, model: str, num_rows: int) -> Any:
     """Different rows, all of them likely ones."""
     random = np.random.default_rng(0)
-    z = random.normal(size=(num_rows, engine.manifests[model].num_dims)).astype(np.float32)
-    (x,) = engine.run(PassKey(model, "decode"), z)
+    z = random.normal(size=(num_rows, engine.find(model).manifest.num_dims)).astype(np.float32)
+    (x,) = engine.find(model).run("decode", z)
     return x
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_rows_in_any_mixture_answer_within_the_tolerance(engine: Engine, model: str) -> None:
+def test_rows_in_any_mixture_answer_within_the_tolerance(engine: Catalog, model: str) -> None:
     x = inputs(engine, model, 70)
-    (expected,) = engine.run(PassKey(model, "statistics", True), x)
+    (expected,) = engine.find(model).run("statistics", x, True)
     random = np.random.default_rng(1)
     for num_rows in (1, 2, 3, 16, 31, 32, 33, 70):
         chosen = random.permutation(70)[:num_rows]
-        assert within_tolerance(engine.run(PassKey(model, "statistics"), x[chosen])[0], expected[chosen])
-        assert within_tolerance(engine.run(PassKey(model, "encode"), x[chosen])[1], expected[chosen, 0])
+        assert within_tolerance(engine.find(model).run("statistics", x[chosen])[0], expected[chosen])
+        assert within_tolerance(engine.find(model).run("encode", x[chosen])[1], expected[chosen, 0])
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("operation", ["statistics", "encode", "decode"])
 def test_reproducible_answers_are_the_same_bits_in_any_mixture(
-    engine: Engine, model: str, operation: Operation
+    engine: Catalog, model: str, operation: Operation
 ) -> None:
-    num_rows = CANONICAL_ROWS[engine.manifests[model].kind] + 5
+    num_rows = CANONICAL_ROWS[engine.find(model).manifest.kind] + 5
     x = inputs(engine, model, num_rows)
-    rows = engine.run(PassKey(model, "encode"), x)[0] if operation == "decode" else x
-    call = PassKey(model, operation, reproducible=True)
-    expected = engine.run(call, rows)
+    rows = engine.find(model).run("encode", x)[0] if operation == "decode" else x
+    run = partial(engine.find(model).run, operation, reproducible=True)
+    expected = run(rows)
     random = np.random.default_rng(1)
     for some in (1, 2, 17, num_rows):
         chosen = random.permutation(num_rows)[:some]
-        for output, values in zip(engine.run(call, rows[chosen]), expected, strict=True):
+        for output, values in zip(run(rows[chosen]), expected, strict=True):
             np.testing.assert_array_equal(output, values[chosen])
 
 
-def test_a_call_of_any_size_is_split_and_joined(engine: Engine) -> None:
+def test_a_call_of_any_size_is_split_and_joined(engine: Catalog) -> None:
     x = inputs(engine, "tiny-table", 10_000)
-    together = engine.run(PassKey("tiny-table", "statistics"), x)[0]
+    together = engine.find("tiny-table").run("statistics", x)[0]
     assert together.shape == (10_000, 3)
-    assert within_tolerance(together[5_000:5_010], engine.run(PassKey("tiny-table", "statistics"), x[5_000:5_010])[0])
+    assert within_tolerance(together[5_000:5_010], engine.find("tiny-table").run("statistics", x[5_000:5_010])[0])
 
 
 class Cramped(Runner):
@@ -87,77 +87,73 @@ class Cramped(Runner):
 
 
 @pytest.fixture
-def cramped(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Engine:
+def cramped(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Catalog:
     monkeypatch.setattr("service.engine.Runner", Cramped)
-    engine = Engine(settings)
-    engine.warm_up()
-    return engine
+    return warm_catalog(settings)
 
 
 def test_a_failed_allocation_halves_the_passes_and_tries_again(
-    cramped: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cramped: Catalog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    call = PassKey("tiny-table", "statistics")
-    rows = golden_rows(cramped.manifests["tiny-table"], "statistics", 100)
-    expected, largest = cramped.run(call, rows)[0], cramped.room(call, 10**4).most
+    table = cramped.find("tiny-table")
+    rows = golden_rows(table.manifest, "statistics", 100)
+    expected, largest = table.run("statistics", rows)[0], table.room("statistics", False, 10**4).most
     assert largest > 1
     monkeypatch.setattr(Cramped, "room", largest // 2)
     with caplog.at_level(logging.ERROR):
-        assert within_tolerance(cramped.run(call, rows)[0], expected)
+        assert within_tolerance(table.run("statistics", rows)[0], expected)
     assert "out of memory" in caplog.text
-    assert cramped.room(call, 10**4).most == largest // 2
+    assert table.room("statistics", False, 10**4).most == largest // 2
 
 
-def test_threads_whose_passes_fail_together_halve_them_once(cramped: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    call = PassKey("tiny-table", "statistics")
-    largest = cramped.room(call, 10**4).most
+def test_threads_whose_passes_fail_together_halve_them_once(cramped: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = cramped.find("tiny-table")
+    largest = table.room("statistics", False, 10**4).most
     assert largest > 2
     together = threading.Barrier(4, timeout=30)
 
-    def failing(call: PassKey, rows: Any, schedule: Schedule) -> tuple[Any, ...]:
+    def failing(operation: Operation, rows: Any, schedule: Schedule) -> tuple[Any, ...]:
         if schedule.largest == largest:
             together.wait()  # so that all begin before one halves
             raise MemoryError
         return (schedule.largest,)
 
-    monkeypatch.setattr(cramped, "_run", failing)
+    monkeypatch.setattr(table, "_run", failing)
     with ThreadPoolExecutor(4) as pool:
-        answers: list[Any] = list(pool.map(cramped.run, [call] * 4, [np.zeros((1, 3))] * 4))
+        answers: list[Any] = list(pool.map(table.run, ["statistics"] * 4, [np.zeros((1, 3))] * 4))
     assert answers == [(largest // 2,)] * 4
-    assert cramped.room(call, 10**4).most == largest // 2
+    assert table.room("statistics", False, 10**4).most == largest // 2
 
 
-def test_the_plan_of_reproducible_answers_is_kept_warm(engine: Engine) -> None:
-    for name, runner in engine._runners.items():
-        assert engine._canonical[name].plan.form in runner._forms
+def test_the_plan_of_reproducible_answers_is_kept_warm(engine: Catalog) -> None:
+    for model in engine.models:
+        assert model._canonical is not None
+        assert model._canonical.plan.form in model._runner._forms
 
 
 def test_reproducible_passes_that_do_not_fit_leave_the_others_as_they_are(
-    cramped: Engine, monkeypatch: pytest.MonkeyPatch
+    cramped: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = PassKey("tiny-table", "statistics", reproducible=True)
-    rows = golden_rows(cramped.manifests["tiny-table"], "statistics", 3)
-    largest = cramped.room(PassKey("tiny-table", "statistics"), 10**4).most
+    table = cramped.find("tiny-table")
+    rows = golden_rows(table.manifest, "statistics", 3)
+    largest = table.room("statistics", False, 10**4).most
     monkeypatch.setattr(Cramped, "room", 128)
     with pytest.raises(OutOfMemory):
-        cramped.run(call, rows)
-    assert cramped.room(PassKey("tiny-table", "statistics"), 10**4).most == largest
-    assert cramped.room(call, 10**4).most % CANONICAL_ROWS["vector"] == 0
+        table.run("statistics", rows, True)
+    assert table.room("statistics", False, 10**4).most == largest
+    assert table.room("statistics", True, 10**4).most % CANONICAL_ROWS["vector"] == 0
 
 
-async def test_requests_that_share_passes_get_their_own_rows(app: FastAPI, engine: Engine) -> None:
-    flows: Flows = app.state.flows
-    manifest = flows.manifest("tiny-images")
+async def test_requests_that_share_passes_get_their_own_rows(app: FastAPI, engine: Catalog) -> None:
+    flows: Flows = app.state.service.flows
+    model = flows.find("tiny-images")
     x = inputs(engine, "tiny-images", 64)
-    (expected,) = engine.run(PassKey("tiny-images", "statistics", True), x)
+    (expected,) = engine.find("tiny-images").run("statistics", x, True)
     random = np.random.default_rng(2)
     chosen = [random.permutation(64)[: random.integers(1, 40)] for _ in range(40)]
     same_bits = [bool(random.integers(2)) for _ in chosen]
     answers = await asyncio.gather(
-        *(
-            flows.log_likelihood(Budget(), manifest, x[rows], alike)
-            for rows, alike in zip(chosen, same_bits, strict=True)
-        )
+        *(flows.log_likelihood(Budget(), model, x[rows], alike) for rows, alike in zip(chosen, same_bits, strict=True))
     )
     for rows, alike, values in zip(chosen, same_bits, answers, strict=True):
         assert within_tolerance(values, expected[rows, 0])
@@ -166,20 +162,20 @@ async def test_requests_that_share_passes_get_their_own_rows(app: FastAPI, engin
 
 
 def test_where_that_is_not_enough_the_caller_is_told_and_the_engine_goes_on(
-    cramped: Engine, monkeypatch: pytest.MonkeyPatch
+    cramped: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = PassKey("tiny-table", "statistics")
-    rows = golden_rows(cramped.manifests["tiny-table"], "statistics", 100)
+    table = cramped.find("tiny-table")
+    rows = golden_rows(table.manifest, "statistics", 100)
     monkeypatch.setattr(Cramped, "room", 0)
     with pytest.raises(OutOfMemory, match="no memory for 100 rows of tiny-table"):
-        cramped.run(call, rows)
+        table.run("statistics", rows)
     monkeypatch.setattr(Cramped, "room", 10**9)
-    assert len(cramped.run(call, rows)[0]) == 100
+    assert len(table.run("statistics", rows)[0]) == 100
 
 
-def test_other_errors_are_not_taken_for_a_lack_of_memory(cramped: Engine) -> None:
+def test_other_errors_are_not_taken_for_a_lack_of_memory(cramped: Catalog) -> None:
     with pytest.raises(RuntimeError):
-        cramped.run(PassKey("tiny-table", "decode"), np.zeros((2, 1), np.float32))
+        cramped.find("tiny-table").run("decode", np.zeros((2, 1), np.float32))
 
 
 async def test_a_lack_of_memory_is_a_503_and_then_the_service_goes_on(
@@ -190,8 +186,9 @@ async def test_a_lack_of_memory_is_a_503_and_then_the_service_goes_on(
 
     example = (await client.get("/models/tiny-images/example")).json()
     with monkeypatch.context() as patch:
-        patch.setattr(app.state.flows._engine, "_run", fail)
-        patch.setattr(app.state.flows._engine, "_halved", lambda call, failed: failed)
+        model = app.state.service.flows.find("tiny-images")
+        patch.setattr(model, "_run", fail)
+        patch.setattr(model, "_halved", lambda operation, failed: failed)
         response = await client.post("/log-likelihood", json={"inputs": example["inputs"]})
     assert (response.status_code, response.json()["code"]) == (503, "out_of_memory")
     assert int(response.headers["retry-after"]) >= 1
@@ -199,9 +196,9 @@ async def test_a_lack_of_memory_is_a_503_and_then_the_service_goes_on(
 
 
 def test_a_pinned_plan_is_the_only_one(settings: Settings) -> None:
-    engine = Engine(settings.model_copy(update={"plan": "frozen"}))
-    engine.warm_up()
-    assert {bucket.form for found in engine._schedules.values() for bucket in found.buckets} == {"frozen"}
+    models = warm_catalog(settings.model_copy(update={"plan": "frozen"})).models
+    schedules = [schedule for model in models for schedule in model._schedules.values()]
+    assert {bucket.form for schedule in schedules for bucket in schedule.buckets} == {"frozen"}
 
 
 def test_a_plan_that_the_device_does_not_have_refuses_the_start(settings: Settings) -> None:
@@ -210,7 +207,7 @@ def test_a_plan_that_the_device_does_not_have_refuses_the_start(settings: Settin
 
 
 def test_plans_are_kept_in_the_cache_folder(settings: Settings, tmp_path: Path) -> None:
-    Engine(settings.model_copy(update={"cache_dir": tmp_path})).warm_up()
+    warm_catalog(settings.model_copy(update={"cache_dir": tmp_path}))
     assert {path.name.partition("-")[0] for path in tmp_path.glob("*.json")} == {"plans"}
     assert len(list(tmp_path.glob("*.json"))) == len(list(settings.models[0].iterdir()))
 
@@ -225,6 +222,6 @@ def test_reproducible_answers_run_by_the_first_form_that_is_right(
             return super().run(operation, plan, rows)
 
     monkeypatch.setattr("service.engine.Runner", Unpacked)
-    engine = Engine(settings)
-    engine.warm_up()
-    assert {canonical.plan.form for canonical in engine._canonical.values()} == {"channels_last"}
+    assert {model._canonical.plan.form for model in warm_catalog(settings).models if model._canonical} == {
+        "channels_last"
+    }

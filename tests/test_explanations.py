@@ -155,7 +155,7 @@ async def test_what_overflows_is_explained_by_finite_numbers() -> None:
 
 async def test_alternatives_are_values_that_a_column_can_have(app: FastAPI, client: httpx.AsyncClient) -> None:
     await post(client, "/log-likelihood", {"model": MIXED, "inputs": ROWS[MIXED], "explain": True})
-    values = app.state.flows._alternatives[MIXED]
+    values = app.state.service.flows._alternatives[app.state.service.flows.find(MIXED)]
     assert set(values[:, 0]) <= {0, 1, 2}
     np.testing.assert_array_equal(values[:, 2], np.round(values[:, 2]))
     np.testing.assert_array_equal(values[:, 3], 7)

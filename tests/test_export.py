@@ -32,7 +32,7 @@ from service.artifact import (
     write_whole,
 )
 from service.artifact.file import pack
-from service.engine import find_artifacts
+from service.catalog import find_artifacts
 from tests.conftest import divide, tiny_images, tiny_recipe, tiny_table, train_and_export
 
 CASES: dict[str, tuple[dict[str, Any], Callable[[], Splits]]] = {

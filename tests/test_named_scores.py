@@ -31,7 +31,7 @@ from service.scores import (
     smallest_conditional_alpha,
 )
 from service.settings import Settings
-from tests.conftest import tiny_images
+from tests.conftest import tiny_images, with_manifest
 from tests.wire import IMAGES, TABLE, png, post
 
 LOWEST = np.finfo(np.float64).min
@@ -234,11 +234,11 @@ async def test_the_smallest_alpha_that_a_refusal_names_is_taken(
 
 
 async def test_a_calibration_by_folds_has_no_conditional_guarantee(app: FastAPI, x: Any) -> None:
-    flows: Flows = app.state.flows
-    manifest = flows.manifest(IMAGES)
-    assert manifest.calibration is not None
-    by_folds = manifest.calibration.model_copy(update={"approximate": True})
-    approximate = manifest.model_copy(update={"calibration": by_folds})
+    flows: Flows = app.state.service.flows
+    model = flows.find(IMAGES)
+    assert model.manifest.calibration is not None
+    by_folds = model.manifest.calibration.model_copy(update={"approximate": True})
+    approximate = with_manifest(model, calibration=by_folds)
     options = ScoreOptions.model_validate({"guarantee": "conditional", "alpha": 0.2})
     with pytest.raises(Unprocessable, match="calibrated by folds"):
         await flows.score(Budget(), approximate, x.astype(np.float32), options)
@@ -272,9 +272,7 @@ async def test_the_setting_of_alpha_stands_between_the_requests_and_the_artifact
 
 
 async def test_a_setting_of_alpha_that_could_never_fire_refuses_to_start(models_dir: Path) -> None:
-    app = create_app(Settings(models=[models_dir], device="cpu", threads=1, plan="frozen", alpha=0.001))
     with pytest.raises(
         ArtifactError, match=r"GLOW_ALPHA is 0.001, but must be at least 0.009900990099009901, the smallest"
     ):
-        async with app.router.lifespan_context(app):
-            pass
+        create_app(Settings(models=[models_dir], device="cpu", threads=1, plan="frozen", alpha=0.001))

@@ -25,7 +25,7 @@ from service.artifact import (
     within_tolerance,
 )
 from service.machine import peak_bytes
-from service.plans import Bucket, Schedule, schedules_of
+from service.plans import Bucket, Measured, Schedule, finish
 from service.runner import CPU_FORMS, Form, Plan, Runner
 
 CPU = torch.device("cpu")
@@ -53,7 +53,9 @@ class Faulty(Runner):
 
 def measured(runner: Runner, **changes: Any) -> plans.Schedules:
     wanted: dict[str, Any] = {"forms": CPU_FORMS, "threads": 1, "max_rows": 8, "cache_dir": None, "seconds": 60.0}
-    return schedules_of(runner, **{**wanted, **changes})
+    wanted |= changes
+    seconds = wanted.pop("seconds")
+    return finish(Measured(**wanted).schedules_of(runner, seconds))
 
 
 def schedule(*seconds: float) -> Schedule:

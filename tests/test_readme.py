@@ -58,7 +58,7 @@ def test_the_table_of_settings_is_the_codes() -> None:
     expected = []
     for name, field in Settings.model_fields.items():
         default = f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
-        shown = {"models": "the embedded artifacts"}.get(name, "" if field.default is None else default)
+        shown = {"models": "the embedded artifacts"}.get(name, "" if field.default in (None, [], {}) else default)
         expected.append((f"GLOW_{name.upper()}", shown, field.description))
     assert rows == expected
 

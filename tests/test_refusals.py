@@ -80,7 +80,7 @@ GOOD = [[0.0] * 64]
         ),
         ("/log-likelihood", {"inputs": GOOD, "dequantization": {"samples": 0}}, 422, "dequantization.samples"),
         ("/log-likelihood", {"inputs": GOOD, "dequantization": {"samples": 256}}, 413, "GLOW_MAX_REQUEST_ROWS"),
-        ("/log-likelihood", {"inputs": GOOD, "model": "none"}, 404, "served are tiny-images, tiny-mixed, tiny-table"),
+        ("/log-likelihood", {"inputs": GOOD, "model": "none"}, 404, "served are tiny-images@"),
         ("/log-likelihood", {"inputs": GOOD * 257}, 413, "257 rows"),
         ("/log-likelihood", {"inputs": [{"a": 1}], "model": TABLE}, 422, "inputs[0] lacks column 'b'"),
         (
@@ -234,7 +234,7 @@ async def test_an_internal_error_keeps_its_text_to_itself(
     def fail(*_: object) -> None:
         raise RuntimeError("the secret path /etc")
 
-    monkeypatch.setattr(app.state.flows._engine, "_run", fail)
+    monkeypatch.setattr(app.state.service.flows.find(None), "_run", fail)
     response = await client.post("/log-likelihood", json={"inputs": GOOD})
     monkeypatch.undo()
     assert response.status_code == 500

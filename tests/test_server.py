@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -156,9 +157,9 @@ def test_the_head_and_the_body_of_an_answer_come_together(models_dir: Path) -> N
         (["--models", "{damaged}"], {}, "does not end in its checksum: truncated, or not an artifact"),
         ([], {"GLOW_PORT": "http"}, "GLOW_PORT: Input should be a valid integer"),
         (["--port", "http"], {}, "argument --port: invalid int value: 'http'"),
-        (["--host", "0.0.0.0"], {}, "'0.0.0.0' is a public address: set GLOW_ALLOW_ANONYMOUS=true"),
+        (["--host", "0.0.0.0"], {}, "'0.0.0.0' is a public address: set GLOW_API_KEYS_FILE"),
         (["--models", "{good}"], {"GLOW_DEFAULT_MODEL": "other"}, "GLOW_DEFAULT_MODEL is 'other', but only"),
-        (["--models", "{good}", "{good}"], {}, "two artifacts are named"),
+        (["--models", "{good}", "{copy}"], {}, "two artifacts are tiny-table@"),
     ],
 )
 def test_a_start_that_cannot_work_ends_with_one_line_and_code_2(
@@ -167,9 +168,10 @@ def test_a_start_that_cannot_work_ends_with_one_line_and_code_2(
     good = models_dir / "tiny-table.pt"
     damaged = tmp_path / "damaged.pt"
     damaged.write_bytes(good.read_bytes()[:-100])
-    places = {"good": good, "damaged": damaged, "empty": tmp_path / "empty"}
+    copy = Path(shutil.copy(good, tmp_path / "copy.pt"))
+    places = {"good": good, "copy": copy, "damaged": damaged, "empty": tmp_path / "empty"}
     places["empty"].mkdir()
-    process = start(*(argument.format(**places) for argument in arguments), **environment)
+    process = start(*(argument.format(**places) for argument in arguments), **{"GLOW_PORT": "0", **environment})
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2
     assert stderr.count("\n") == 1, stderr

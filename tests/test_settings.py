@@ -31,7 +31,7 @@ def test_environment_sets_and_the_command_line_wins(monkeypatch: pytest.MonkeyPa
         ("GLOW_DEVICE", "gpu", "GLOW_DEVICE: Input should be 'auto', 'cpu' or 'cuda', got 'gpu'"),
         ("GLOW_MODELS", "", "GLOW_MODELS: List should have at least 1 item"),
         ("GLOW_ALLOW_ANONYMOUS", "maybe", "GLOW_ALLOW_ANONYMOUS: Input should be a valid boolean"),
-        ("GLOW_HOST", "0.0.0.0", "'0.0.0.0' is a public address: set GLOW_ALLOW_ANONYMOUS=true"),
+        ("GLOW_HOST", "0.0.0.0", "'0.0.0.0' is a public address: set GLOW_API_KEYS_FILE"),
         ("GLOW_MAX_QUEUE_ROWS", "100", "max_queue_rows (100) must be at least max_request_rows (4096)"),
         ("GLOW_PROT", "1", "GLOW_PROT: no such setting"),
     ],

@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.serving.bodies import Array
 from benchmarks.timing import Run, interleaved_processes
-from service.artifact import open_artifact, torchscript
-from service.engine import Engine, PassKey
+from service.artifact import torchscript
+from service.catalog import warm_catalog
 from service.settings import Settings
 
 SIZES = (1, 64, 4096)
@@ -24,10 +24,8 @@ def forward_seconds(artifact: Path, rows: Array, threads: int, cache: Path) -> d
 
 def of_engine(artifact: Path, rows: Array, threads: int, cache: Path) -> dict[str, Run]:
     """The service's engine, arrays in and out."""
-    engine = Engine(Settings(models=[artifact], threads=threads, cache_dir=cache))
-    engine.warm_up()
-    call = PassKey(open_artifact(artifact).manifest.name, "statistics")
-    return {f"engine, {size}": partial(engine.run, call, rows[:size]) for size in SIZES}
+    model = warm_catalog(Settings(models=[artifact], threads=threads, cache_dir=cache)).default
+    return {f"engine, {size}": partial(model.run, "statistics", rows[:size]) for size in SIZES}
 
 
 def of_script(artifact: Path, rows: Array) -> dict[str, Run]:

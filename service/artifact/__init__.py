@@ -7,7 +7,9 @@ written, checked and read, ``torchscript`` the language of its program.
 from service.artifact.file import Artifact as Artifact
 from service.artifact.file import ArtifactError as ArtifactError
 from service.artifact.file import check_golden as check_golden
+from service.artifact.file import digest_of as digest_of
 from service.artifact.file import open_artifact as open_artifact
+from service.artifact.file import read_artifact as read_artifact
 from service.artifact.file import read_records as read_records
 from service.artifact.file import save_artifact as save_artifact
 from service.artifact.file import version_of as version_of

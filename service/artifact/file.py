@@ -12,7 +12,7 @@ import io
 import os
 import secrets
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +39,16 @@ class ArtifactError(ValueError):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A verified artifact: its manifest and its program."""
+    """A verified artifact: its manifest and its program.
+
+    ``digest`` is the SHA-256 of the whole file, in hex. ``architecture`` is the same for flows that differ in nothing
+    but their weights: it names the program's code and the sizes of its records.
+    """
 
     manifest: Manifest
     program: Program
+    digest: str = ""
+    architecture: str = ""
 
 
 def version_of(records: dict[str, bytes]) -> str:
@@ -105,7 +111,20 @@ def read_records(path: Path) -> dict[str, bytes]:
 
 def open_artifact(path: Path) -> Artifact:
     """Check digest, manifest and golden case, in this order, and load. Raises ArtifactError."""
+    artifact = read_artifact(path)
+    check_golden(artifact, str(path))
+    return artifact
+
+
+def read_artifact(path: Path, allowed: Container[str] | None = None) -> Artifact:
+    """Check digest and manifest, and load, without running anything of it.
+
+    ``allowed`` are the SHA-256 of files that may be loaded, in hex; None: all. Raises ArtifactError.
+    """
     data = _read_whole(path)
+    file_digest = hashlib.sha256(data).hexdigest()
+    if allowed is not None and file_digest not in allowed:
+        raise ArtifactError(f"{path}: its SHA-256 is {file_digest}, which is not one of GLOW_DIGESTS_FILE")
     records = _read_records(path, data)
     manifest_name = f"{next(iter(records)).partition('/')[0]}/{_MANIFEST}"
     if manifest_name not in records:
@@ -129,9 +148,26 @@ def open_artifact(path: Path) -> Artifact:
     missing = [name for name in manifest.methods if not hasattr(program, name)]
     if missing:
         raise ArtifactError(f"{path}: its program lacks the methods {', '.join(missing)}")
-    artifact = Artifact(manifest, program)
-    check_golden(artifact, str(path))
-    return artifact
+    return Artifact(manifest, program, file_digest, _architecture_of(records))
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a whole file, in hex. Raises ArtifactError."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtifactError(f"{path}: {error.strerror}") from error
+
+
+def _architecture_of(records: dict[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name, data in sorted(records.items()):
+        inside = name.partition("/")[2]
+        if inside != _MANIFEST:
+            digest.update(f"{inside}:{len(data)}:".encode())
+            digest.update(data if inside.startswith("code/") else b"")
+    return digest.hexdigest()[:16]
 
 
 def check_golden(artifact: Artifact, origin: str) -> None:

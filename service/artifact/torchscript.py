@@ -56,6 +56,15 @@ def load(data: bytes) -> Program:
     return program.eval()
 
 
+def spare_fusion() -> None:
+    """Compile no kernels at run time, in this process.
+
+    On a GPU that takes seconds for each method, form and number of rows, when it is first met; what fused kernels would
+    save is mostly the launching of the single ones, which a recorded graph saves, too.
+    """
+    torch._C._jit_set_texpr_fuser_enabled(False)
+
+
 def freeze(program: Program, methods: list[str]) -> Program:
     """Inline a program's weights as constants, for inference alone."""
     with _quietly():

@@ -7,19 +7,39 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from service.artifact import Manifest
+from service import errors
+from service.access import ANONYMOUS, scope_of
+from service.catalog import Catalog
 from service.codecs import json_body
 from service.openapi.examples import examples_of
+from service.openapi.parts import error_responses
+
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 
 
-def document(app: FastAPI, manifests: dict[str, Manifest]) -> dict[str, Any]:
-    """Assemble the document, each JSON body with working examples of the served models."""
+def document(app: FastAPI, catalog: Catalog | None, has_keys: bool) -> dict[str, Any]:
+    """Assemble the document, each JSON body with working examples of the served models, and who may ask for what."""
+    models = [] if catalog is None else catalog.models
+    manifests = {model.name: model.manifest for model in models if catalog and catalog.answers_for_name(model)}
     spec = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     for path, bodies in examples_of(manifests).items():
         examples = {name: {"value": body} for name, body in bodies.items()}
         spec["paths"][path]["post"]["requestBody"]["content"][json_body.MEDIA_TYPE]["examples"] = examples
-    for item in spec["paths"].values():
-        for operation in item.values():
+    for path, item in spec["paths"].items():
+        for method, operation in item.items():
+            scope = scope_of(method.upper(), path)
+            refusals: list[type[errors.ServiceError]] = []
+            if scope is not None and has_keys:
+                operation["security"] = [{name: []} for name in _SCHEMES]
+                refusals.append(errors.Unauthorized)
+            if scope is not None and (has_keys or scope not in ANONYMOUS):
+                refusals.append(errors.Forbidden)
+                operation["description"] += f"\n\nNeeds a key with the scope `{scope}`."
+            for kind in refusals:
+                operation["responses"] |= {str(status): text for status, text in error_responses(kind).items()}
             for parameter in operation.get("parameters", []):
                 if parameter["in"] == "path":
                     parameter["examples"] = {name: {"value": name} for name in manifests}
@@ -29,5 +49,5 @@ def document(app: FastAPI, manifests: dict[str, Manifest]) -> dict[str, Any]:
             # FastAPI promises its own validation error for every path parameter; a plain string never fails it.
             if "example" not in operation["responses"].get("422", {}).get("content", {}).get(json_body.MEDIA_TYPE, {}):
                 operation["responses"].pop("422", None)
-    spec.pop("components", None)
+    spec["components"] = {"securitySchemes": _SCHEMES} if has_keys else {}
     return spec

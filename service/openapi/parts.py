@@ -124,7 +124,8 @@ _BINARY_HEADERS: dict[str, Any] = {
 }
 
 
-def _error(kind: type[errors.ServiceError]) -> dict[int | str, dict[str, Any]]:
+def error_responses(kind: type[errors.ServiceError]) -> dict[int | str, dict[str, Any]]:
+    """An error by its status, with its shape, headers and an example."""
     example = {"error": f"{kind.__doc__}", "code": kind.code, "request_id": "9f1c4a7be0d94f6f8f3a2d1c0b5e6a77"}
     response: dict[str, Any] = {
         "description": str(kind.__doc__),
@@ -149,7 +150,7 @@ def route(
         200: {"description": "Success.", "content": answer, "headers": headers}
     }
     for kind in errors_of:
-        responses |= _error(kind)
+        responses |= error_responses(kind)
     extra: dict[str, Any] = {"parameters": parameters} if parameters else {}
     if body is not None:
         extra["requestBody"] = body

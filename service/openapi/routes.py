@@ -213,6 +213,22 @@ DRIFT = route(
     [errors.Unprocessable, *MODEL_ERRORS],
     [],
 )
-LIVEZ = route(_STATUS, [], [])
+RELOAD = route(
+    json_content(
+        {"status": "ok", "loaded": ["fashion-mnist@0123456789ab"], "models": ["fashion-mnist@0123456789ab"]},
+        object_schema(
+            {
+                "status": {"const": "ok"},
+                "loaded": {"type": "array", "items": {"type": "string"}, "description": "What is new."},
+                "models": {"type": "array", "items": {"type": "string"}, "description": "All that is served."},
+                "workers": {"type": "integer", "description": "Processes that serve it, where there are several."},
+            },
+            ["status", "loaded", "models"],
+        ),
+    ),
+    [errors.ReloadRefused, *READY_ERRORS],
+    [],
+)
+LIVEZ = route(_STATUS, [errors.Stuck], [])
 READYZ = route(_STATUS, READY_ERRORS, [])
 METRICS = route({"text/plain": {"schema": {"type": "string"}, "example": "glow_queue_rows 0.0"}}, [], [])

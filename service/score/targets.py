@@ -20,6 +20,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from service.artifact import Signature
+from service.catalog import open_catalog
 from service.cli import UsageError
 from service.codecs import arrow, npy
 from service.engine import Engine, choose_device
@@ -27,6 +28,7 @@ from service.flows import default_alpha
 from service.http_answers import error_of, retry_after_s
 from service.machine import available_cpus
 from service.options import score_names
+from service.plans import finish
 from service.scorer import chosen_scores, p_value_column, score_pass, scoring_key, unpack
 from service.scores import DEFINITIONS
 from service.settings import settings_for
@@ -81,10 +83,10 @@ class EngineTarget(Target):
         if choose_device(settings.device) == "cuda":
             self.concurrency = 1
         changes = {"threads": 1, "cache_dir": settings.cache_dir or cache_dir}
-        self._engine = Engine(settings.model_copy(update=changes))
-        self._manifest = self.signature = self._engine.manifests[self._engine.default]
+        self._catalog = open_catalog(Engine(settings.model_copy(update=changes)))
+        self._manifest = self.signature = self._catalog.default.manifest
         self._names = chosen_scores(self._manifest, None if scores is None else score_names(scores))
-        self._key = scoring_key(self._manifest, self._names, reproducible)
+        self._key = scoring_key(self._catalog.default, self._names, reproducible)
         calibration = self._manifest.calibration
         self.alpha = None if calibration is None else default_alpha(settings, calibration)
         self.num_calibration = None if calibration is None else calibration.num_rows
@@ -94,10 +96,10 @@ class EngineTarget(Target):
             self.calibration = hashlib.sha256(calibration.model_dump_json().encode()).hexdigest()[:12]
 
     def prepare(self) -> None:
-        self._engine.warm_up(reproducible_only=self._key.reproducible)
+        finish(self._catalog.warm_up(reproducible_only=self._key.reproducible))
 
     def score(self, rows: Array) -> dict[str, Array]:
-        scored = unpack(self._manifest, self._key, score_pass(self._engine, self._key, rows))
+        scored = unpack(self._key, score_pass(self._key, rows))
         return scored.columns(self._manifest.scoring.default, self._names)
 
 

@@ -1,0 +1,158 @@
+"""The service from start to end: loading, ready, reloading, draining; what /livez and /readyz tell of it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from service.access import Access, read_access
+from service.artifact import ArtifactError, write_whole
+from service.catalog import Catalog, open_catalog, read_catalog
+from service.engine import Engine
+from service.errors import ReloadRefused, Stuck, Unavailable
+from service.flows import Flows, check_settings
+from service.metrics import Metrics
+from service.settings import Settings, SettingsError
+from service.shared import shared_folder
+
+logger = logging.getLogger(__name__)
+
+
+class Service:
+    """Keys, models and their engine, of one process. ``start``, ``reload`` any time, ``close``.
+
+    Raises ArtifactError where the settings name an artifact that cannot be served, and SettingsError for wrong keys.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.access: Access = read_access(settings.api_keys_file)
+        self.draining = False
+        self._closed = False
+        self._engine = Engine(settings)
+        self._catalog: Catalog = open_catalog(self._engine)
+        check_settings(settings, self._catalog)
+        self._flows: Flows | None = None
+        self._reloading = asyncio.Lock()
+        self._folder = shared_folder()
+
+    @property
+    def flows(self) -> Flows:
+        """The served models. Raises Unavailable before they are warm and after they have stopped."""
+        if self._flows is None:
+            raise Unavailable("the service is not ready: its models are being loaded, or it has stopped")
+        return self._flows
+
+    @property
+    def has_started(self) -> bool:
+        """Whether models were ready at any time."""
+        return self._flows is not None or self._closed
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether ``check_alive`` has anything to say."""
+        return self._stuck() is not None
+
+    @property
+    def catalog(self) -> Catalog | None:
+        """What is served; None where ``flows`` are not there."""
+        return None if self._flows is None else self._flows.catalog
+
+    async def start(self) -> None:
+        """Warm the models up. Raises ArtifactError for one that does not answer rightly here."""
+        flows = Flows(self.settings, self._catalog, self.metrics)
+        await flows.start()
+        self._flows, self._closed = flows, False
+        self._announce(flows.catalog)
+
+    async def close(self) -> None:
+        """Finish queued work and stop the engine."""
+        if self._flows is not None:
+            flows, self._flows, self._closed = self._flows, None, True
+            await flows.close()
+
+    async def reload(self) -> dict[str, Any]:
+        """Read keys and artifacts anew and exchange all that changed, or nothing; tells what is served now.
+
+        Raises ReloadRefused.
+        """
+        flows = self.flows
+        if self._reloading.locked():
+            raise ReloadRefused("another reload is under way")
+        async with self._reloading:
+            before = flows.catalog
+            try:
+                access = read_access(self.settings.api_keys_file)
+                catalog = await asyncio.to_thread(read_catalog, self._engine, before)
+                await flows.replace(catalog)
+            except (ArtifactError, SettingsError) as error:
+                logger.error("reload refused: %s", error)
+                raise ReloadRefused(f"{error}; what was served is served on") from error
+            self.access, self._catalog = access, catalog
+            self._announce(catalog)
+            old, new = (sorted(model.digest for model in models) for models in (before.models, catalog.models))
+            logger.info("reloaded: %d of %d models are new", len(set(new) - set(old)), len(new))
+            del before
+            gc.collect()  # models hold cycles, and else collections are rare
+            return {
+                "status": "ok",
+                "loaded": [model.reference for model in catalog.models if model.digest not in old],
+                "models": [model.reference for model in catalog.models],
+            }
+
+    def check_ready(self) -> None:
+        """Raise Unavailable unless every model is warm, the engine runs, and the end has not begun."""
+        if self.draining:
+            raise Unavailable("the service is about to stop")
+        if self.flows.has_stopped:
+            raise Unavailable("the engine has stopped")
+
+    def check_alive(self) -> None:
+        """Raise Stuck where the engine has been at one pass for longer than ``stall_s``, or has ended by itself."""
+        if reason := self._stuck():
+            raise Stuck(reason)
+
+    def _stuck(self) -> str | None:
+        flows = self._flows
+        if flows is None:
+            return None
+        if flows.busy_s > self.settings.stall_s:
+            return f"the engine has been at one pass for {flows.busy_s:.0f} s (GLOW_STALL_S)"
+        return "the engine has ended" if flows.has_stopped else None
+
+    async def reload_all(self) -> dict[str, Any]:
+        """Reload, and have the other workers of this host do so; waits until all of them serve the same.
+
+        Raises ReloadRefused, here or where another worker refuses or does not follow in ``deadline_s``.
+        """
+        answer = await self.reload()
+        if self._folder is None:
+            return answer
+        os.kill(os.getppid(), signal.SIGHUP)  # which the supervisor passes on to all
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.deadline_s):
+                while len(set(self._announced().values())) > 1:
+                    await asyncio.sleep(0.1)
+        announced = self._announced()
+        if len(set(announced.values())) > 1:
+            raise ReloadRefused("not all workers serve the same now; their log tells why")
+        return {**answer, "workers": len(announced)}
+
+    def _announce(self, catalog: Catalog) -> None:
+        """Tell the other workers what this one serves."""
+        if self._folder is not None:
+            digests = sorted(model.digest for model in catalog.models)
+            write_whole(self._folder / f"serving-{os.getpid()}", lambda path: path.write_text("\n".join(digests)))
+
+    def _announced(self) -> dict[int, str]:
+        """What each living worker serves."""
+        assert self._folder is not None
+        files = {int(path.name.partition("-")[2]): path for path in self._folder.glob("serving-*[0-9]")}
+        return {pid: path.read_text() for pid, path in files.items() if Path(f"/proc/{pid}").exists()}

@@ -1,0 +1,269 @@
+"""From start to end: what /livez and /readyz tell, and that no request is lost on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from service import workers
+from service.app import create_app
+from service.artifact import ArtifactError
+from service.errors import Unavailable
+from service.settings import Settings
+from tests.conftest import tiny_recipe, tiny_table, train_and_export, with_training
+from tests.test_server import free_port, server, start, wait_for_workers, wait_until_ready
+from tests.wire import TABLE
+
+BODY = {"inputs": [[0.5, 1010.0, 3.0]]}
+
+
+class Load:
+    """Clients that ask one after the other, on connections that they keep, until told to stop."""
+
+    def __init__(self, url: str, num_clients: int = 4) -> None:
+        self._url = url
+        self._ended = threading.Event()
+        self.seen: Counter[str] = Counter()  # versions, statuses and errors
+        self._threads = [threading.Thread(target=self._ask) for _ in range(num_clients)]
+
+    def _ask(self) -> None:
+        with httpx.Client(base_url=self._url, timeout=30) as client:
+            while not self._ended.is_set():
+                try:
+                    response = client.post("/log-likelihood", json=BODY)
+                except httpx.ConnectError:  # nobody listens: nothing was sent that could be lost
+                    self.seen["refused"] += 1
+                    time.sleep(0.01)
+                except httpx.TransportError as error:
+                    self.seen[repr(error)] += 1
+                else:
+                    self.seen[response.json()["version"] if response.status_code == 200 else response.text] += 1
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def status(url: str, path: str) -> int:
+    return httpx.get(f"{url}{path}").status_code
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_signal_lets_balancers_notice_and_loses_no_request(
+    models_dir: Path, num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLOW_DRAIN_DELAY_S", "1.5")
+    with server("--models", models_dir / f"{TABLE}.pt", "--workers", num_workers) as (url, process):
+        wait_for_workers(process.pid) if num_workers == 2 else None
+        with Load(url) as load:
+            time.sleep(0.3)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.7)
+            assert (status(url, "/readyz"), status(url, "/livez"), status(url, "/models")) == (503, 200, 200)
+            answer = httpx.post(f"{url}/encode", json=BODY)
+            assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+            process.wait(30)
+        answered = sum(num for what, num in load.seen.items() if len(what) == 12)
+        assert set(load.seen) - {"refused"} == {what for what in load.seen if len(what) == 12}, load.seen
+        assert answered > 20
+        assert process.returncode in (0, -signal.SIGTERM)
+
+
+def test_an_interrupt_ends_at_once_what_asks_nothing(models_dir: Path) -> None:
+    with server("--models", models_dir / f"{TABLE}.pt") as (url, process), httpx.Client(base_url=url) as client:
+        assert client.get("/livez").status_code == 200  # and its connection stays open
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        assert time.monotonic() - began < 4  # less than the drain delay
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_hangup_exchanges_the_models_of_a_server_under_load(
+    models_dir: Path, tmp_path: Path, num_workers: int
+) -> None:
+    path = tmp_path / f"{TABLE}.pt"
+    shutil.copy(models_dir / f"{TABLE}.pt", path)
+    digest = hashlib.sha256(b"secret").hexdigest()
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'[[keys]]\nid = "ops"\nsha256 = "{digest}"\nscopes = ["admin"]\n')
+    with server("--models", path, "--workers", num_workers) as (url, process):
+        if num_workers == 2:
+            wait_for_workers(process.pid)
+        before = httpx.get(f"{url}/models").json()["models"][0]["version"]
+        with Load(url) as load:
+            time.sleep(0.3)
+            path.write_bytes(b"broken")
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.5)
+            train_and_export(with_training(tiny_recipe(TABLE), steps=15), tiny_table(), tmp_path / "new.pt")
+            (tmp_path / "new.pt").replace(path)
+            process.send_signal(signal.SIGHUP)
+            for _ in range(300):
+                versions = {httpx.get(f"{url}/models").json()["models"][0]["version"] for _ in range(8)}
+                if before not in versions:
+                    break
+                time.sleep(0.1)
+            time.sleep(0.3)
+        assert len(load.seen) == 2, load.seen
+        assert before in load.seen
+        assert load.seen.keys() - {before} == versions
+
+
+def test_workers_reload_together_before_the_answer(models_dir: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    path, keys = tmp_path / f"{TABLE}.pt", tmp_path / "keys.toml"
+    shutil.copy(models_dir / f"{TABLE}.pt", path)
+    digest = hashlib.sha256(b"secret").hexdigest()
+    keys.write_text(f'[[keys]]\nid = "ops"\nsha256 = "{digest}"\nscopes = ["admin", "infer"]\n')
+    monkeypatch.setenv("GLOW_API_KEYS_FILE", str(keys))
+    key = {"x-api-key": "secret"}
+    with server("--models", path, "--workers", 2) as (url, process):
+        wait_for_workers(process.pid)
+        train_and_export(with_training(tiny_recipe(TABLE), steps=15), tiny_table(), tmp_path / "new.pt")
+        (tmp_path / "new.pt").replace(path)
+        for _ in range(100):  # until both listen
+            answer = httpx.post(f"{url}/admin/reload", headers=key, timeout=60).json()
+            if answer["workers"] == 2:
+                break
+        (new,) = {reference.partition("@")[2] for reference in answer["models"]}
+        for _ in range(20):  # a connection each, so that both are asked
+            assert httpx.get(f"{url}/models", headers=key).json()["models"][0]["version"] == new
+        path.write_bytes(b"broken")
+        refused = httpx.post(f"{url}/admin/reload", headers=key, timeout=60)
+        assert (refused.status_code, refused.json()["code"]) == (409, "reload_refused")
+
+
+def test_a_process_lives_before_it_is_ready(models_dir: Path) -> None:
+    port = free_port()
+    process = start("--models", models_dir, "--port", port)
+    url = f"http://127.0.0.1:{port}"
+    seen: list[tuple[int, int]] = []
+    try:
+        while not seen or seen[-1] != (200, 200):
+            assert process.poll() is None
+            try:
+                seen.append((status(url, "/livez"), status(url, "/readyz")))
+                refused = httpx.post(f"{url}/encode", json=BODY)
+                if seen[-1][1] == 503 and refused.status_code == 503:
+                    assert int(refused.headers["retry-after"]) >= 1
+            except httpx.TransportError:
+                pass
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert {live for live, _ in seen} == {200}
+    assert seen[0] == (200, 503)
+
+
+async def test_models_that_cannot_be_warmed_up_end_the_process(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr("service.app.os.kill", lambda pid, number: ended.append(number))
+    monkeypatch.setattr("service.engine.warm_up", lambda *_: "is off")
+    app = create_app(settings, load_first=False)
+    async with app.router.lifespan_context(app):
+        for _ in range(500):
+            await asyncio.sleep(0.02)
+            if ended:
+                break
+    assert ended == [signal.SIGINT]
+    assert not app.state.service.has_started
+    first = create_app(settings)
+    with pytest.raises(ArtifactError, match="golden case"):
+        await first.router.lifespan_context(first).__aenter__()
+
+
+async def test_an_engine_that_is_stuck_turns_liveness_red(
+    settings: Settings, models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {"models": [models_dir / f"{TABLE}.pt"], "default_model": None, "stall_s": 0.2}
+    app: FastAPI = create_app(settings.model_copy(update=changes))
+    free = threading.Event()
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        model = app.state.service.flows.find(None)
+        run = model.run
+        monkeypatch.setattr(model, "run", lambda *args: free.wait(30) and run(*args))
+        waiting = asyncio.create_task(client.post("/encode", json=BODY))
+        await asyncio.sleep(0.1)
+        assert (await client.get("/livez")).status_code == 200
+        await asyncio.sleep(0.3)
+        stuck = await client.get("/livez")
+        assert (stuck.status_code, stuck.json()["code"]) == (503, "stuck")
+        assert app.state.service.is_stuck
+        free.set()
+        assert (await waiting).status_code == 200
+        assert (await client.get("/livez")).status_code == 200
+        await asyncio.sleep(0.3)  # idle for longer than that
+        assert (await client.get("/livez")).status_code == 200
+
+
+def test_a_worker_whose_engine_is_stuck_ends_to_be_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended(Exception):
+        pass
+
+    class Stuck:
+        looks = 0
+
+        @property
+        def is_stuck(self) -> bool:
+            self.looks += 1
+            return self.looks > 2
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr("service.workers.time.sleep", lambda _: None)
+    monkeypatch.setattr("service.workers.os._exit", end)
+    service: Any = Stuck()
+    with pytest.raises(Ended, match="1"):
+        workers._end_if_stuck(service)
+    assert service.looks == 3
+
+
+async def test_nothing_is_served_before_the_models_are_there(settings: Settings) -> None:
+    app = create_app(settings)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        assert (await client.get("/livez")).status_code == 200
+        for path in ("/readyz", "/models", "/sample", "/models/tiny-table/drift"):
+            response = await client.get(path)
+            assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+        assert (await client.get("/openapi.json")).status_code == 200
+    with pytest.raises(Unavailable):
+        await app.state.service.reload()
+
+
+def test_a_worker_that_dies_is_replaced_and_one_that_cannot_start_ends_all(models_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"{TABLE}.pt"
+    shutil.copy(models_dir / f"{TABLE}.pt", path)
+    port = free_port()
+    process = start("--models", path, "--workers", 2, "--port", port)
+    wait_until_ready(f"http://127.0.0.1:{port}", process)
+    before = wait_for_workers(process.pid)
+    path.unlink()
+    os.kill(before[0], signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "cannot serve; ending" in stderr
