@@ -79,16 +79,10 @@ async def answer(
     array: Array = np.asarray(values[main])
     seconds = call.settings.deadline_s
     if answer_format == "json":
-        content = await _off_loop(
+        content = await off_loop(
             array.size, json_body.write, {"model": manifest.name, "version": manifest.version, **values}
         )
-        if len(content) < min(call.settings.gzip_min_bytes, _PART_BYTES):
-            return Response(content, media_type=json_body.MEDIA_TYPE)
-        headers = {"vary": "accept-encoding"}
-        if len(content) >= call.settings.gzip_min_bytes and call.takes_gzip:
-            content = await asyncio.to_thread(compression.compress, content)
-            headers["content-encoding"] = "gzip"
-        return Parts([content], json_body.MEDIA_TYPE, headers, seconds)
+        return await send(call, [content], json_body.MEDIA_TYPE)
     about = {"model": manifest.name, "version": manifest.version}
     about |= {name: str(values[name]) for name in ("alpha", "level", "fdr", "seed") if name in values}
     headers = {f"x-glow-{name}": text for name, text in about.items()}
@@ -101,8 +95,27 @@ async def answer(
     if draw is not None:
         content = await asyncio.to_thread(draw, array, manifest.value_range)
     else:
-        content = await _off_loop(array.size, image.write_grid, array, manifest.value_range)
+        content = await off_loop(array.size, image.write_grid, array, manifest.value_range)
     return Response(content, media_type=media_type, headers=headers)
+
+
+async def send(
+    call: Call, parts: list[bytes | memoryview], media_type: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Send an answer, compressed where it is large and the caller accepts that.
+
+    Numbers in binary hardly shrink: they are compressed only for callers that name one encoding and no other, as
+    clients do that were told to.
+    """
+    size, min_size = sum(map(len, parts)), call.settings.gzip_min_bytes
+    if size < min(min_size, _PART_BYTES):
+        return Response(b"".join(parts), headers=headers, media_type=media_type)
+    headers = {**(headers or {}), "vary": "accept-encoding"}
+    worth = media_type == json_body.MEDIA_TYPE or "," not in call.header("accept-encoding")
+    if size >= min_size and worth and (encoding := call.accepted_encoding):
+        parts = [await asyncio.to_thread(compression.compress, parts, encoding)]
+        headers["content-encoding"] = encoding
+    return Parts(parts, media_type, headers, call.settings.deadline_s)
 
 
 def _columns(manifest: Manifest, values: Mapping[str, Any], main: str) -> dict[str, Array]:
@@ -123,6 +136,6 @@ def json_answer(values: dict[str, Any]) -> Response:
     return Response(json_body.write(values), media_type=json_body.MEDIA_TYPE)
 
 
-async def _off_loop(size: int, work: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs) -> Result:
+async def off_loop(size: int, work: Callable[Params, Result], *args: Params.args, **kwargs: Params.kwargs) -> Result:
     """Do small work here and large work on a thread, so that other requests go on."""
     return work(*args, **kwargs) if size <= _SMALL else await asyncio.to_thread(work, *args, **kwargs)

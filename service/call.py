@@ -79,6 +79,7 @@ class Call(Request):
         self.timeout_s = self._read_timeout_s()
         self.budget = Budget(deadline=time.perf_counter() + self.timeout_s, bucket=bucket)
         self.model = ""
+        self.route = ""  # in the metrics, where it is not what front takes it for
         self.read_at = 0.0  # time.perf_counter() when its rows had been read
         self._has_body = False
         self._task: asyncio.Task[object] | None = None
@@ -128,10 +129,24 @@ class Call(Request):
         return min(int(text) / 1000, self.settings.deadline_s)
 
     @property
-    def takes_gzip(self) -> bool:
-        """Whether the answer may be compressed."""
+    def accepted_encoding(self) -> str:
+        """How the answer may be compressed: the encoding rated highest, gzip of equals; "" where none is accepted."""
         ratings = read_ratings(self.header("accept-encoding"))
-        return ratings.get("gzip", ratings.get("*", 0.0)) > 0
+        best = max(compression.ENCODINGS, key=lambda encoding: ratings.get(encoding, ratings.get("*", 0.0)))
+        return best if ratings.get(best, ratings.get("*", 0.0)) > 0 else ""
+
+    def expire_after(self, seconds: float) -> None:
+        """Take the deadline back to so many seconds after the request's arrival, where that is sooner."""
+        if seconds >= self.timeout_s:
+            return
+        self.budget.deadline += seconds - self.timeout_s
+        self.timeout_s = seconds
+        if self._watcher is not None or seconds <= 2 * WATCHFUL_AFTER_S:  # else its turn to be watched comes in time
+            assert self._watch is not None
+            self._watch.end(self)
+            if self._watcher is not None:
+                self._watcher.cancel()
+            self.watch()
 
     async def read_body(self) -> Body:
         """Read the body, never more of it than the limit, before and after it is inflated.
@@ -223,7 +238,7 @@ class Call(Request):
             self._ending = ClientLeft("the caller has hung up")
         except TimeoutError:
             self._ending = DeadlineExceeded(
-                f"no answer within {self.timeout_s:g} s ({TIMEOUT_HEADER}, at most GLOW_DEADLINE_S)"
+                f"no answer within {self.timeout_s:g} s, its own deadline ({TIMEOUT_HEADER}) or GLOW_DEADLINE_S"
             )
         assert self._task is not None
         self._task.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 
 from service.errors import BadRequest, TooLarge
 
@@ -62,6 +63,7 @@ class Inflater:
         return len(inflated)
 
 
-def compress(data: bytes | bytearray | memoryview) -> bytes:
-    """Compress an answer with gzip, as fast as it can be."""
-    return zlib.compress(data, _LEVEL, _WINDOW_BITS["gzip"])
+def compress(parts: Iterable[bytes | memoryview], encoding: str) -> bytes:
+    """Compress the parts of an answer into one stream, as fast as it can be."""
+    stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS[encoding])
+    return b"".join([*map(stream.compress, parts), stream.flush()])
