@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
 from service.batcher import Pass
 from service.drift import Drift
@@ -44,13 +45,23 @@ class Metrics:
         self._phase_seconds = Histogram(
             "glow_phase_duration_seconds",
             "Parts of that: read (receive and parse), queue, compute, rest (serialise, send, wait for a turn).",
-            ["route", "phase"],
+            ["route", "model", "phase"],
             buckets=_SECONDS,
             registry=self._registry,
         )
         self._rows = Counter("glow_rows", "Rows answered.", ["route", "model"], registry=self._registry)
         self._refused = Counter(
             "glow_refused", "Requests refused, by the code of their error.", ["reason"], registry=self._registry
+        )
+        self._refused_seconds = Counter(
+            "glow_refused_seconds", "Time that they took.", ["route", "model"], registry=self._registry
+        )
+        self._last_time = Gauge(
+            "glow_last_answer_time_seconds",
+            "When a request was last answered with what it asked for: seconds since 1970.",
+            ["route", "model"],
+            registry=self._registry,
+            multiprocess_mode="mostrecent",
         )
         self._pass_rows = Histogram(
             "glow_pass_rows",
@@ -78,8 +89,9 @@ class Metrics:
         # Looking labels up costs more than counting.
         self._request_children = cache(self._requests.labels)
         self._second_children = cache(self._seconds.labels)
-        self._phase_children = cache(lambda route: [self._phase_seconds.labels(route, phase) for phase in PHASES])
+        self._phase_children = cache(lambda *labels: [self._phase_seconds.labels(*labels, phase) for phase in PHASES])
         self._row_children = cache(self._rows.labels)
+        self._last_time_children = cache(self._last_time.labels)
         self._pass_children = cache(
             lambda *labels: (
                 self._pass_rows.labels(*labels),
@@ -92,8 +104,9 @@ class Metrics:
         """Count a request that was answered with what it asked for."""
         self._request_children(route, model, "200").inc()
         self._row_children(route, model).inc(num_rows)
+        self._last_time_children(route, model).set_to_current_time()
         self._second_children(route).observe(sum(phases))
-        for child, seconds in zip(self._phase_children(route), phases, strict=True):
+        for child, seconds in zip(self._phase_children(route, model), phases, strict=True):
             child.observe(seconds)
 
     def refused(self, route: str, model: str, status: int, reason: str, seconds: float) -> None:
@@ -101,6 +114,7 @@ class Metrics:
         self._request_children(route, model, str(status)).inc()
         self._second_children(route).observe(seconds)
         self._refused.labels(reason).inc()
+        self._refused_seconds.labels(route, model).inc(seconds)
 
     def computed(self, model: str, operation: str, done: Pass[Any]) -> None:
         """Count a call of the engine."""
@@ -112,18 +126,26 @@ class Metrics:
 
     def text(self) -> bytes:
         """All figures, of all workers, in the text format of Prometheus."""
-        folder = shared_folder()
-        registry = self._registry
-        if folder is not None:
-            for path in folder.glob("gauge_live*.db"):
-                pid = int(path.stem.rpartition("_")[2])
-                if not Path(f"/proc/{pid}").exists():
-                    mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
-            registry = CollectorRegistry()
-            MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
         drifts = CollectorRegistry()
         drifts.register(_DriftCollector(self.drifts))
-        return generate_latest(registry) + generate_latest(drifts)
+        return generate_latest(self._of_all_workers()) + generate_latest(drifts)
+
+    def samples(self) -> Iterator[Sample]:
+        """Figures of requests and passes, of all workers: names, labels and values."""
+        for family in self._of_all_workers().collect():
+            yield from family.samples
+
+    def _of_all_workers(self) -> CollectorRegistry:
+        folder = shared_folder()
+        if folder is None:
+            return self._registry
+        for path in folder.glob("gauge_live*.db"):
+            pid = int(path.stem.rpartition("_")[2])
+            if not Path(f"/proc/{pid}").exists():
+                mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
+        return registry
 
 
 class _DriftCollector(Collector):

@@ -144,7 +144,7 @@ async def test_the_metrics_tell_what_was_answered_and_what_was_refused(client: h
 
     answered = f'glow_requests_total{{model="{IMAGES}",route="/encode",status="200"}}'
     rows = f'glow_rows_total{{model="{IMAGES}",route="/encode"}}'
-    phase = 'glow_phase_duration_seconds_count{phase="compute",route="/encode"}'
+    phase = f'glow_phase_duration_seconds_count{{model="{IMAGES}",phase="compute",route="/encode"}}'
     refused = 'glow_refused_total{reason="bad_request"}'
     names = (answered, rows, phase, refused)
     before = [await figure(name) for name in names]
