@@ -25,8 +25,11 @@ from service import api, openapi
 from service.call import TIMEOUT_HEADER
 from service.errors import ServiceError
 from service.front import Front, error_response, write_error
+from service.oip import routes as oip
 from service.service import Service
 from service.settings import Settings
+
+_ROUTERS = (api.router, oip.router)
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +59,8 @@ def create_app(settings: Settings, *, load_first: bool = True) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # looks for providers at every request
     )
     app.state.service = service
-    app.include_router(api.router)
+    for router in _ROUTERS:
+        app.include_router(router)
     for kind in (ServiceError, Exception):
         app.add_exception_handler(kind, _failed)
     app.add_exception_handler(HTTPException, _http_error)
@@ -164,6 +168,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> set[str]:
     """Methods of all routes of a path."""
-    routes = [route for route in (*request.app.routes, *api.router.routes) if isinstance(route, Route)]
+    routes = [
+        route
+        for routes in (request.app.routes, *(router.routes for router in _ROUTERS))
+        for route in routes
+        if isinstance(route, Route)
+    ]
     methods = {method for route in routes if route.path_regex.match(request.url.path) for method in route.methods or ()}
     return methods | {"HEAD"} if "GET" in methods else methods

@@ -21,6 +21,7 @@ from service.access import Caller
 from service.api import ENDPOINTS, Endpoint
 from service.call import Call, Watch
 from service.errors import ServiceError
+from service.oip import routes as oip
 from service.service import Service
 
 # What an answer must not be taken for or be put into, and that nobody keeps it; pages may run what they hold.
@@ -60,18 +61,20 @@ class Front:
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET"}  # servers leave out the body by themselves
         request_id = self._request_id(scope)
-        arrived, path = time.perf_counter(), get_route_path(scope)
+        arrived, route = time.perf_counter(), get_route_path(scope)
         try:
-            caller = self._service.access.check(scope["method"], path, scope["headers"])
+            caller = self._service.access.check(scope["method"], route, scope["headers"])
         except ServiceError as error:
             response, code = error_response(Request(scope), error)
             self._metrics.refused("", "", response.status_code, code, time.perf_counter() - arrived)
             await self._send(response, request_id, scope, receive, send)
             return
         scope["state"]["key"] = caller.id
-        endpoint = ENDPOINTS.get((scope["method"], path))
+        endpoint = ENDPOINTS.get((scope["method"], route))
+        if endpoint is None:
+            endpoint, route = oip.find_endpoint(scope, route)
         if endpoint is not None:
-            await self._run(endpoint, caller, arrived, scope, receive, send, request_id)
+            await self._run(endpoint, route, caller, arrived, scope, receive, send, request_id)
             return
 
         async def send_with_headers(message: Message) -> None:
@@ -99,6 +102,7 @@ class Front:
     async def _run(
         self,
         endpoint: Endpoint,
+        route: str,
         caller: Caller,
         arrived: float,
         scope: Scope,
@@ -107,7 +111,7 @@ class Front:
         request_id: str,
     ) -> None:
         """Answer a call, with what it asks for or with an error."""
-        route, call, code = get_route_path(scope), None, ""
+        call, code = None, ""
         try:
             call = Call(scope, receive, self._watch, caller.bucket)
             with call:
@@ -116,7 +120,7 @@ class Front:
             response, code = error_response(Request(scope), error)
         await self._send(response, request_id, scope, receive, send)
         ended = time.perf_counter()
-        model = call.model if call is not None else ""
+        model, route = (call.model, call.route or route) if call is not None else ("", route)
         if code or call is None:
             self._metrics.refused(route, model, response.status_code, code, ended - arrived)
             return

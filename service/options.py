@@ -153,24 +153,45 @@ def _read_query(kind: type[AnyOptions], query: bytes) -> AnyOptions:
     for name in names:
         if names.count(name) > 1:
             raise Unprocessable(f"{name[:100]} is given more than once")
-    plain: dict[str, Any] = {name: value for name, value in pairs if not name.startswith(_NESTED)}
-    nested = {name.removeprefix(_NESTED): value for name, value in pairs if name.startswith(_NESTED)}
-    if nested:
-        plain.setdefault(_NESTED[:-1], nested)
-    return _validate(kind, plain, strict=False)
+    return _validate(kind, _nest(dict(pairs)), strict=False)
 
 
 _read_query_again = lru_cache(1024)(_read_query)  # callers repeat themselves, and options do not change
 
 
-def _validate(kind: type[AnyOptions], values: dict[str, Any], strict: bool) -> AnyOptions:
+def read_parameters(kind: type[AnyOptions], parameters: dict[str, Any]) -> AnyOptions:
+    """Validate options that are parameters of the Open Inference Protocol, JSON of which nothing is nested.
+
+    Model and format are not among them: the path and the wanted outputs say those. Raises Unprocessable.
+    """
+    return _validate(kind, _nest(parameters), strict=True, without=("model", "format"))
+
+
+def _nest(values: dict[str, Any]) -> dict[str, Any]:
+    """Spell the nested option as it is where nothing is nested."""
+    nested = {name.removeprefix(_NESTED): value for name, value in values.items() if name.startswith(_NESTED)}
+    if not nested:
+        return values
+    plain = {name: value for name, value in values.items() if not name.startswith(_NESTED)}
+    return {_NESTED[:-1]: nested, **plain}
+
+
+def _validate(
+    kind: type[AnyOptions], values: dict[str, Any], strict: bool, without: tuple[str, ...] = ()
+) -> AnyOptions:
+    for name in values.keys() & set(without):
+        raise _unknown(kind, name, without)
     try:
         return kind.model_validate(values, strict=strict)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part)[:100] for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            known = f"; known are {', '.join(kind.model_fields)}" if len(first["loc"]) == 1 else ""
-            raise Unprocessable(f"unknown option {name!r}{known}") from error
+        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+            raise _unknown(kind, name, without) from error
         value = "" if isinstance(first["input"], dict) else f", got {str(first['input'])[:100]!r}"
         raise Unprocessable(f"{name}: {first['msg']}{value}") from error
+
+
+def _unknown(kind: type[BaseModel], name: str, without: tuple[str, ...]) -> Unprocessable:
+    known = [field for field in kind.model_fields if field not in without]
+    return Unprocessable(f"unknown option {name!r}; known are {', '.join(known)}")

@@ -29,29 +29,29 @@ def inputs_from_json(value: object, manifest: Signature) -> Array:
     return inputs_from_array(json_body.read_numbers(value, "inputs"), manifest)
 
 
-def inputs_from_array(array: Array, manifest: Signature) -> Array:
+def inputs_from_array(array: Array, manifest: Signature, name: str = "inputs") -> Array:
     """Check and shape an array of inputs. Raises Unprocessable, or BadRequest where a value is not finite."""
-    _refuse_empty(array, "inputs")
-    check_shape(array.shape, manifest)
-    _refuse_non_finite(array, "inputs")
+    _refuse_empty(array, name)
+    check_shape(array.shape, manifest, name)
+    _refuse_non_finite(array, name)
     if manifest.value_range is not None:
         low, high = manifest.value_range[0] - 0.5, manifest.value_range[1] + 0.5
         outside = (array < low) | (array > high)
         if outside.any():
             position = np.argwhere(outside)[0]
             raise Unprocessable(
-                f"{_path('inputs', position)} is {array[tuple(position)]}; pixels must lie in [{low}, {high}]"
+                f"{_path(name, position)} is {array[tuple(position)]}; pixels must lie in [{low}, {high}]"
             )
     for j in manifest.categorical:
-        _check_codes(array[:, j], manifest.columns[j])
+        _check_codes(array[:, j], manifest.columns[j], name)
     return np.ascontiguousarray(array, manifest.input_dtype).reshape(-1, *manifest.shape)
 
 
-def check_shape(shape: tuple[int, ...], manifest: Signature) -> None:
+def check_shape(shape: tuple[int, ...], manifest: Signature, name: str = "inputs") -> None:
     """Raise Unprocessable for an array of inputs of a shape that the model does not take."""
     if shape[1:] not in manifest.row_shapes:
         wanted = " or ".join(_shape(("B", *row)) for row in manifest.row_shapes)
-        raise Unprocessable(f"inputs must be of shape {wanted} for model {manifest.name}, got {_shape(shape)}")
+        raise Unprocessable(f"{name} must be of shape {wanted} for model {manifest.name}, got {_shape(shape)}")
 
 
 def inputs_from_arrow(columns: Mapping[str, arrow.Column], manifest: Signature) -> Array:
@@ -81,13 +81,13 @@ def latents_from_arrow(columns: Mapping[str, arrow.Column], manifest: Signature)
     return latents_from_array(_only_column(columns, ("latents",), manifest), manifest)
 
 
-def latents_from_array(array: Array, manifest: Signature) -> Array:
+def latents_from_array(array: Array, manifest: Signature, name: str = "latents") -> Array:
     """Check an array of latent codes: (B, D) float32."""
-    _refuse_empty(array, "latents")
+    _refuse_empty(array, name)
     if array.shape[1:] != (manifest.num_dims,):
         wanted = _shape(("B", manifest.num_dims))
-        raise Unprocessable(f"latents must be of shape {wanted} for model {manifest.name}, got {_shape(array.shape)}")
-    _refuse_non_finite(array, "latents")
+        raise Unprocessable(f"{name} must be of shape {wanted} for model {manifest.name}, got {_shape(array.shape)}")
+    _refuse_non_finite(array, name)
     limit = np.finfo(np.float32).max
     return np.clip(array, -limit, limit).astype(np.float32)
 
@@ -153,16 +153,16 @@ def _with_codes(rows: list[Any], manifest: Signature) -> list[Any]:
     return rows
 
 
-def _check_codes(values: Array, column: Column) -> None:
+def _check_codes(values: Array, column: Column, name: str) -> None:
     """Raise Unprocessable where a value lies in the bin of no category's code, as decoded ones do off its centre."""
     wrong = (values < -0.5) | (values >= len(column.categories) - 0.5)
     for i in np.flatnonzero(wrong)[:1]:
-        raise _unknown_category(int(i), column, f"{values[i]:g}")
+        raise _unknown_category(int(i), column, f"{values[i]:g}", name)
 
 
-def _unknown_category(row: int, column: Column, value: str) -> Unprocessable:
+def _unknown_category(row: int, column: Column, value: str, name: str = "inputs") -> Unprocessable:
     return Unprocessable(
-        f"inputs[{row}][{column.name!r}] is {value}, neither a category nor the code, 0 to "
+        f"{name}[{row}][{column.name!r}] is {value}, neither a category nor the code, 0 to "
         f"{len(column.categories) - 1}, of one: {listed_categories(column.categories)}"
     )
 

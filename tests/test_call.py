@@ -181,6 +181,9 @@ async def test_requests_leave_nothing_for_the_garbage_collector(app: FastAPI, mo
     async def all_kinds() -> None:
         await answered(200)
         await answered(200, b'{"n": 2}', path="/sample")
+        tensor = b'{"name": "x", "shape": [1, 64], "datatype": "FP32", "data": [' + b"0," * 63 + b"0]}"
+        await answered(200, b'{"inputs": [' + tensor + b"]}", path=f"/v2/models/{IMAGES}/infer")
+        await answered(422, b'{"inputs": []}', path=f"/v2/models/{IMAGES}/infer")
         await answered(400, b"{")
         await answered(422, b'{"inputs": [[1]]}')
         with monkeypatch.context() as patch:

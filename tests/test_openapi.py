@@ -40,14 +40,27 @@ async def test_every_route_describes_its_answer_and_its_errors(document: dict[st
         "/readyz",
         "/metrics",
         "/admin/reload",
+        "/v2",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models",
+        "/v2/models/stats",
+        "/v2/repository/index",
+        *(
+            f"/v2/models/{{name}}{version}{what}"
+            for version in ("", "/versions/{version}")
+            for what in ("", "/ready", "/config", "/stats", "/infer")
+        ),
     }
-    for _, method, operation in operations(document):
+    for path, method, operation in operations(document):
         content = operation["responses"]["200"]["content"]
         answer = content.get(JSON) or content["text/plain"]
         jsonschema.validate(answer["example"], answer["schema"])
         assert operation["description"]
-        if method == "post" and "requestBody" in operation:
+        if method == "post" and "requestBody" in operation and not path.startswith("/v2"):
             assert {"400", "404", "406", "413", "415", "422", "429", "503", "504"} <= operation["responses"].keys()
+        if path.endswith("/infer"):
+            assert {"400", "404", "413", "415", "422", "429", "503", "504"} <= operation["responses"].keys()
         for status, response in operation["responses"].items():
             assert "X-Request-ID" in response["headers"]
             if status != "200":
@@ -58,12 +71,15 @@ async def test_every_route_describes_its_answer_and_its_errors(document: dict[st
 async def test_every_example_gets_the_documented_answer(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
     num_sent = 0
     for path, method, operation in operations(document):
-        names = [parameter for parameter in operation.get("parameters", []) if parameter["in"] == "path"]
-        urls = [path.replace("{name}", name) for name in names[0]["examples"]] if names else [path]
+        parameters = [parameter for parameter in operation.get("parameters", []) if parameter["in"] == "path"]
         content = operation.get("requestBody", {}).get("content", {})
-        bodies = [example["value"] for example in content.get(JSON, {}).get("examples", {}).values()] or [None]
-        for url in urls:
-            for body in bodies:
+        examples = content.get(JSON, {}).get("examples", {})
+        bodies = {name: example["value"] for name, example in examples.items()} or {"": None}
+        for model in parameters[0]["examples"] if parameters else [""]:
+            url = path
+            for parameter in parameters:
+                url = url.replace(f"{{{parameter['name']}}}", parameter["examples"][model]["value"])
+            for body in [bodies[model]] if model in bodies else bodies.values():
                 if body is not None:
                     jsonschema.validate(body, content[JSON]["schema"])
                 response = await client.request(method, url, json=body)
@@ -92,13 +108,19 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["a", "b", "count", "samples"]), inner),
     max_leaves=12,
 )
-MEMBERS = st.sampled_from([*OPTIONS, "inputs", "latents", "n", "seed", "temperature", "x"])
+TENSOR = ["name", "shape", "datatype", "data", "parameters", "outputs", "id"]
+MEMBERS = st.sampled_from([*OPTIONS, *TENSOR, "inputs", "latents", "n", "seed", "temperature", "x"])
 BODIES = st.binary(max_size=60) | st.dictionaries(MEMBERS, VALUES, max_size=4).map(
     lambda values: json.dumps(values).encode()
 )
 QUERIES = st.dictionaries(MEMBERS | st.just("dequantization_samples"), st.text(max_size=5), max_size=2)
 MEDIA_TYPES = st.sampled_from([JSON, "application/x-npy", "image/png", "image/jpeg", "text/plain", ""])
-PATHS = st.sampled_from(["/log-likelihood", "/encode", "/decode", "/sample", "/models/tiny-table/example"])
+PATHS = st.sampled_from(
+    [
+        *("/log-likelihood", "/encode", "/decode", "/sample", "/models/tiny-table/example"),
+        *("/v2/models/tiny-table/infer", "/v2/models/tiny-table.sample/infer", "/v2/repository/index"),
+    ]
+)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -51,9 +52,10 @@ def read_rows(body: bytes | bytearray, field: str, check_rows: Callable[[int], N
     return rows, values
 
 
-def read_numbers(value: object, name: str) -> npt.NDArray[np.float64]:
-    """Turn nested lists of numbers into an array. Raises Unprocessable naming the first wrong position.
+def read_numbers(value: object, name: str, whole: npt.DTypeLike = np.float64) -> npt.NDArray[Any]:
+    """Turn nested lists of numbers into an array: float64, or ``whole`` where all are whole and fit.
 
+    Raises Unprocessable naming the first wrong position.
     Goes through the lists level by level and looks at the types of a level at once, before NumPy sees any of it: a
     string among numbers would make an array of strings as long as the longest, and a boolean would pass for a number.
     """
@@ -72,7 +74,8 @@ def read_numbers(value: object, name: str) -> npt.NDArray[np.float64]:
             raise Unprocessable(f"{name} is nested too deeply; {_MAX_DIMS} levels of lists are the most")
         shape.append(lengths[0])
         level = list(chain.from_iterable(level))
-    if not set(map(type, level)) <= {int, float}:
+    types = set(map(type, level))
+    if not types <= {int, float}:
         if type(level[0]) in (list, dict, str):  # then it is rather what differs from the first that is wrong
             first = next((i for i, item in enumerate(level) if type(item) is not type(level[0])), 0)
             wanted = kind_of(level[0]) if first else "a number"
@@ -80,6 +83,9 @@ def read_numbers(value: object, name: str) -> npt.NDArray[np.float64]:
             first = next(i for i, item in enumerate(level) if type(item) not in (int, float))
             wanted = "a number"
         raise Unprocessable(f"{_path(name, first, shape)} must be {wanted}, got {kind_of(level[first])}")
+    if types == {int}:
+        with contextlib.suppress(OverflowError):
+            return np.array(level, whole).reshape(shape)
     return np.array(level, np.float64).reshape(shape)
 
 
@@ -115,22 +121,33 @@ def _fast_numbers(
     try:
         array: Any = simdjson.Parser().parse(memoryview(body)[start:end])
         check_rows(len(array))
-        shape: list[int] = []
-        level, num_lists = [array], 0
-        while len(shape) < _MAX_DIMS:
-            lengths = set(map(len, level))
-            if len(lengths) > 1:
-                return None
-            shape.append(lengths.pop())
-            num_lists += len(level)
-            if not isinstance(level[0][0], simdjson.Array):
-                break
-            level = list(chain.from_iterable(level))
-        if body.count(b"[", start, end) != num_lists:  # a list among the numbers of a row
+        form = measure(array)
+        if form is None or body.count(b"[", start, end) != form[1]:  # a list among the numbers of a row
             return None
-        return np.frombuffer(array.as_buffer(of_type="d")).reshape(shape)
+        return np.frombuffer(array.as_buffer(of_type="d")).reshape(form[0])
     except (ValueError, TypeError, IndexError, RuntimeError, MemoryError):  # the exact way tells what is wrong where
         return None
+
+
+def measure(array: simdjson.Array) -> tuple[list[int], int] | None:
+    """Shape of nested lists and how many lists they are; None for ragged ones.
+
+    Looks at the first entry of a level alone, so that lists among numbers show in the number of lists alone. Raises
+    IndexError for lists that are empty.
+    """
+    shape: list[int] = []
+    level: list[Any] = [array]
+    num_lists = 0
+    while len(shape) < _MAX_DIMS:
+        lengths = set(map(len, level))
+        if len(lengths) > 1:
+            return None
+        shape.append(lengths.pop())
+        num_lists += len(level)
+        if not isinstance(level[0][0], simdjson.Array):
+            break
+        level = list(chain.from_iterable(level))
+    return shape, num_lists
 
 
 def write(values: dict[str, Any]) -> bytes:

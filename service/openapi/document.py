@@ -11,7 +11,7 @@ from service import errors
 from service.access import ANONYMOUS, scope_of
 from service.catalog import Catalog
 from service.codecs import json_body
-from service.openapi.examples import examples_of
+from service.openapi.examples import examples_of, parts_of
 from service.openapi.parts import error_responses
 
 _SCHEMES = {
@@ -29,6 +29,7 @@ def document(app: FastAPI, catalog: Catalog | None, has_keys: bool) -> dict[str,
         examples = {name: {"value": body} for name, body in bodies.items()}
         spec["paths"][path]["post"]["requestBody"]["content"][json_body.MEDIA_TYPE]["examples"] = examples
     for path, item in spec["paths"].items():
+        parts = parts_of(path, manifests)
         for method, operation in item.items():
             scope = scope_of(method.upper(), path)
             refusals: list[type[errors.ServiceError]] = []
@@ -42,7 +43,8 @@ def document(app: FastAPI, catalog: Catalog | None, has_keys: bool) -> dict[str,
                 operation["responses"] |= {str(status): text for status, text in error_responses(kind).items()}
             for parameter in operation.get("parameters", []):
                 if parameter["in"] == "path":
-                    parameter["examples"] = {name: {"value": name} for name in manifests}
+                    values = parts[parameter["name"]].items()
+                    parameter["examples"] = {name: {"value": value} for name, value in values}
             content = operation["responses"]["200"]["content"]
             if not content[json_body.MEDIA_TYPE].get("schema"):
                 del content[json_body.MEDIA_TYPE]  # which FastAPI promises everywhere

@@ -84,7 +84,7 @@ def answer_json(properties: dict[str, Schema], required: list[str], example: dic
     return json_content({"model": "fashion-mnist", "version": "0123456789ab", **example}, schema)
 
 
-def json_content(example: dict[str, Any], schema: Schema) -> dict[str, Any]:
+def json_content(example: object, schema: Schema) -> dict[str, Any]:
     """JSON by its media type."""
     return {json_body.MEDIA_TYPE: {"schema": schema, "example": example}}
 

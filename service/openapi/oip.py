@@ -1,0 +1,275 @@
+"""The part of each route of the Open Inference Protocol in the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service import errors
+from service.codecs import json_body
+from service.oip import codec
+from service.openapi.parts import (
+    BINARY,
+    MODEL_ERRORS,
+    NUMBERS,
+    READY_ERRORS,
+    TIMEOUT,
+    Route,
+    Schema,
+    json_content,
+    object_schema,
+    route,
+)
+
+_MODEL = "breast-cancer"
+_VERSION = "0123456789ab"
+_TEXT: Schema = {"type": "string"}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_SHAPE: Schema = {"type": "array", "items": {"type": "integer"}}
+
+
+def _path_parameter(name: str, text: str) -> Schema:
+    return {"name": name, "in": "path", "required": True, "description": text, "schema": _TEXT}
+
+
+_OF_MODEL = [_path_parameter("name", "An artifact's name, or that with `.encode`, `.decode` or `.sample`.")]
+_OF_VERSION = [*_OF_MODEL, _path_parameter("version", "First 12 hex digits of the flow's digest.")]
+_PARAMETERS: Schema = {"type": "object", "maxProperties": codec.MAX_ENTRIES}
+_DATATYPE: Schema = {"enum": list(codec.DATATYPES)}
+_REQUEST_TENSOR: Schema = {
+    "type": "object",
+    "properties": {
+        "name": _TEXT,
+        "datatype": _DATATYPE,
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 4},
+        "data": {"type": "array", "description": "Numbers, flat in row-major order or nested as the shape."},
+        "parameters": object_schema(
+            {"binary_data_size": {**_COUNT, "description": "Bytes of the tensor behind the JSON, instead of data."}}, []
+        ),
+    },
+    "required": ["name", "datatype", "shape"],
+}
+_REQUEST: Schema = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "maxLength": 256, "description": "Comes back with the answer."},
+        "inputs": {"type": "array", "items": _REQUEST_TENSOR, "maxItems": codec.MAX_ENTRIES},
+        "outputs": {
+            "type": "array",
+            "maxItems": codec.MAX_ENTRIES,
+            "description": "Those wanted, each in JSON or in binary; all in absence.",
+            "items": {
+                "type": "object",
+                "properties": {"name": _TEXT, "parameters": object_schema({"binary_data": {"type": "boolean"}}, [])},
+                "required": ["name"],
+            },
+        },
+        "parameters": {
+            **_PARAMETERS,
+            "description": "Options of /log-likelihood, /encode, /decode or /sample; `timeout` in microseconds; "
+            "`binary_data_output`, whether outputs come in binary that do not say themselves.",
+        },
+    },
+    "required": ["inputs"],
+}
+_ANSWER_TENSOR: Schema = {
+    "type": "object",
+    "properties": {
+        "name": _TEXT,
+        "datatype": {"enum": ["BOOL", *codec.DATATYPES]},
+        "shape": _SHAPE,
+        "data": {"type": "array", "items": {"type": ["number", "boolean"]}, "description": "Flat, row-major."},
+        "parameters": object_schema({"binary_data_size": _COUNT}, ["binary_data_size"]),
+    },
+    "required": ["name", "datatype", "shape"],
+    "additionalProperties": False,
+}
+_ANSWER = json_content(
+    {
+        "model_name": _MODEL,
+        "model_version": _VERSION,
+        "id": "42",
+        "parameters": {"alpha": 0.01},
+        "outputs": [{"name": "log_likelihood", "datatype": "FP64", "shape": [1], "data": [38.25]}],
+    },
+    object_schema(
+        {
+            "model_name": _TEXT,
+            "model_version": _TEXT,
+            "id": _TEXT,
+            "parameters": {
+                "type": "object",
+                "properties": {name: {"type": "number"} for name in ("alpha", "level", "fdr")},
+                "additionalProperties": False,
+            },
+            "outputs": {"type": "array", "items": _ANSWER_TENSOR},
+        },
+        ["model_name", "model_version", "outputs"],
+    ),
+)
+_BINARY: dict[str, Any] = {
+    codec.MEDIA_TYPE: {
+        "schema": {
+            **BINARY,
+            "description": "The JSON, Inference-Header-Content-Length bytes of it, and behind it the binary tensors in "
+            "the order of the JSON: little-endian, row-major, without padding.",
+        }
+    }
+}
+_SIZE: Schema = {
+    "name": "Inference-Header-Content-Length",
+    "in": "header",
+    "required": False,
+    "description": "Bytes of JSON where binary tensors follow; 0 for a body that is one tensor and no JSON.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+_BODY = {
+    "required": True,
+    "description": "No Content-Type is needed. May come with `Content-Encoding: gzip` or `deflate`.",
+    "content": {json_body.MEDIA_TYPE: {"schema": _REQUEST}, **_BINARY},
+}
+_INFER_ERRORS = [
+    errors.BadRequest,
+    errors.UnsupportedMediaType,
+    errors.Unprocessable,
+    errors.QueueFull,
+    errors.DeadlineExceeded,
+    errors.TooLarge,
+    *MODEL_ERRORS,
+]
+INFER, INFER_VERSION = (
+    route({**_ANSWER, **_BINARY}, _INFER_ERRORS, [*path, _SIZE, TIMEOUT], _BODY) for path in (_OF_MODEL, _OF_VERSION)
+)
+SERVER = route(
+    json_content(
+        {"name": "glow-service", "version": "0.1.0", "extensions": ["binary_tensor_data"]},
+        object_schema(
+            {"name": _TEXT, "version": _TEXT, "extensions": {"type": "array", "items": _TEXT}},
+            ["name", "version", "extensions"],
+        ),
+    ),
+    [],
+    [],
+)
+LIVE = route(json_content({"live": True}, object_schema({"live": {"const": True}}, ["live"])), [], [])
+READY = route(json_content({"ready": True}, object_schema({"ready": {"const": True}}, ["ready"])), READY_ERRORS, [])
+MODELS = route(
+    json_content(
+        {"models": [_MODEL, f"{_MODEL}.encode"]},
+        object_schema({"models": {"type": "array", "items": _TEXT}}, ["models"]),
+    ),
+    READY_ERRORS,
+    [],
+)
+
+
+def _of_model(example: dict[str, Any], properties: dict[str, Schema]) -> tuple[Route, Route]:
+    """Routes of a model, without and with its version."""
+    answer = json_content(example, object_schema(properties, list(example)))
+    return route(answer, MODEL_ERRORS, _OF_MODEL), route(answer, MODEL_ERRORS, _OF_VERSION)
+
+
+_METADATA_TENSORS: Schema = {
+    "type": "array",
+    "items": object_schema({"name": _TEXT, "datatype": _TEXT, "shape": _SHAPE}, ["name", "datatype", "shape"]),
+}
+METADATA, METADATA_VERSION = _of_model(
+    {
+        "name": _MODEL,
+        "versions": [_VERSION],
+        "platform": "pytorch_torchscript",
+        "inputs": [{"name": "x", "datatype": "FP64", "shape": [-1, 30]}],
+        "outputs": [{"name": "log_likelihood", "datatype": "FP64", "shape": [-1]}],
+    },
+    {
+        "name": _TEXT,
+        "versions": {"type": "array", "items": _TEXT},
+        "platform": _TEXT,
+        "inputs": _METADATA_TENSORS,
+        "outputs": _METADATA_TENSORS,
+    },
+)
+MODEL_READY, MODEL_READY_VERSION = _of_model({"name": _MODEL, "ready": True}, {"name": _TEXT, "ready": {"const": True}})
+_CONFIG_TENSORS: Schema = {
+    "type": "array",
+    "items": object_schema(
+        {"name": _TEXT, "data_type": _TEXT, "dims": _SHAPE, "optional": {"type": "boolean"}},
+        ["name", "data_type", "dims"],
+    ),
+}
+CONFIG, CONFIG_VERSION = _of_model(
+    {
+        "name": _MODEL,
+        "platform": "pytorch_torchscript",
+        "max_batch_size": 4096,
+        "input": [{"name": "x", "data_type": "TYPE_FP64", "dims": [30]}],
+        "output": [{"name": "log_likelihood", "data_type": "TYPE_FP64", "dims": []}],
+    },
+    {
+        "name": _TEXT,
+        "platform": _TEXT,
+        "max_batch_size": {**_COUNT, "description": "Rows of a request, at most; 0 where there are none."},
+        "dynamic_batching": {"type": "object", "description": "Where rows of many requests share a pass."},
+        "input": _CONFIG_TENSORS,
+        "output": _CONFIG_TENSORS,
+    },
+)
+_DURATION = object_schema({"count": _COUNT, "ns": _COUNT}, ["count", "ns"])
+_DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+_STATISTICS_EXAMPLE = {
+    "name": _MODEL,
+    "version": _VERSION,
+    "last_inference": 1700000000000,
+    "inference_count": 64,
+    "execution_count": 1,
+    "inference_stats": {name: {"count": 1, "ns": 250_000} for name in _DURATIONS},
+    "batch_stats": [],
+}
+_STATISTICS_SCHEMA = object_schema(
+    {
+        "name": _TEXT,
+        "version": _TEXT,
+        "last_inference": {**_COUNT, "description": "Milliseconds since 1970; 0 before the first."},
+        "inference_count": {**_COUNT, "description": "Rows answered."},
+        "execution_count": {**_COUNT, "description": "Passes of the engine; .decode and .sample share theirs."},
+        "inference_stats": object_schema(dict.fromkeys(_DURATIONS, _DURATION), list(_DURATIONS)),
+        "batch_stats": {"type": "array", "maxItems": 0, "items": NUMBERS},
+    },
+    list(_STATISTICS_EXAMPLE),
+)
+STATISTICS, STATISTICS_VERSION = _of_model(
+    {"model_stats": [_STATISTICS_EXAMPLE]}, {"model_stats": {"type": "array", "items": _STATISTICS_SCHEMA}}
+)
+ALL_STATISTICS = route(
+    json_content(
+        {"model_stats": [_STATISTICS_EXAMPLE]},
+        object_schema({"model_stats": {"type": "array", "items": _STATISTICS_SCHEMA}}, ["model_stats"]),
+    ),
+    READY_ERRORS,
+    [],
+)
+INDEX = route(
+    json_content(
+        [{"name": _MODEL, "version": _VERSION, "state": "READY", "reason": ""}],
+        {
+            "type": "array",
+            "items": object_schema(
+                dict.fromkeys(("name", "version", "state", "reason"), _TEXT), ["name", "version", "state", "reason"]
+            ),
+        },
+    ),
+    [errors.BadRequest, errors.UnsupportedMediaType, errors.Unprocessable, errors.TooLarge, *READY_ERRORS],
+    [TIMEOUT],
+    {
+        "required": False,
+        "content": {
+            json_body.MEDIA_TYPE: {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "ready": {"type": "boolean", "description": "Only models that are ready, as all are."}
+                    },
+                }
+            }
+        },
+    },
+)
