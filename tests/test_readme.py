@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,15 @@ def test_python_examples_run(url: str, capsys: pytest.CaptureFixture[str]) -> No
     (code,) = blocks("python")
     exec(compile(code.replace("http://localhost:8000", url), "README.md", "exec"), {})
     assert "[False]" in capsys.readouterr().out
+
+
+def test_the_examples_of_the_open_inference_protocol_run(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "oip.md").read_text().replace("localhost:8000", url.removeprefix("http://"))
+    (code,), (command,) = blocks("python", text), blocks("bash", text)
+    exec(compile(code, "oip.md", "exec"), {})
+    assert "[False False False False]" in capsys.readouterr().out
+    result = subprocess.run(["bash", "-euc", command], capture_output=True, text=True, timeout=60)
+    assert '"model_name":"breast-cancer.sample"' in result.stdout
 
 
 def test_the_example_recipe_is_valid() -> None:
