@@ -1,4 +1,4 @@
-"""What an artifact is to the Open Inference Protocol: four models without options but parameters, and their tensors."""
+"""What an artifact is to the Open Inference Protocol: four models, their tensors and what they run."""
 
 from __future__ import annotations
 

@@ -67,15 +67,14 @@ async def infer(call: Call) -> Response:
     call.begin(model, task.num_rows)
     wanted = request.outputs or dict.fromkeys(task.outputs, request.binary_output)
     values = await task.run(call.budget, wanted.keys())
-    about = {"model_name": view.name(manifest), "model_version": manifest.version}
+    about: dict[str, object] = {"model_name": view.name(manifest), "model_version": manifest.version}
     if request.id is not None:
         about["id"] = request.id
-    options = {name: values[name] for name in ("alpha", "level", "fdr") if name in values}
+    if levels := {name: values[name] for name in ("alpha", "level", "fdr") if name in values}:
+        about["parameters"] = levels
     outputs = [Output(name, values[name], binary) for name, binary in wanted.items()]
     num_listed = sum(output.array.size for output in outputs if not output.binary)
-    parts, json_size = await off_loop(
-        num_listed, codec.write, {**about, **({"parameters": options} if options else {})}, outputs
-    )
+    parts, json_size = await off_loop(num_listed, codec.write, about, outputs)
     if json_size is None:
         return await send(call, parts, json_body.MEDIA_TYPE)
     return await send(call, parts, codec.MEDIA_TYPE, {SIZE_HEADER: str(json_size)})
