@@ -10,7 +10,7 @@ from service.app import create_app
 from service.artifact import ArtifactError
 from service.cli import Parser, UsageError
 from service.settings import SettingsError, read_settings
-from service.workers import log_to_stderr, serve, serve_with_workers, taken_port
+from service.workers import begin_logs, serve, serve_with_workers, taken_port
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     try:
         given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
         settings = read_settings(**given)
-        log_to_stderr(settings)
+        begin_logs(settings)
         with taken_port(settings) as bound:
             # Which checks the artifacts, also for workers, who make their own.
             app = create_app(settings, load_first=settings.workers > 1)

@@ -34,7 +34,6 @@ OPEN = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})  
 BURST_S = 4  # of a key's rate that its bucket holds where the file does not say
 
 _READING = ("GET", "HEAD", "OPTIONS")
-_INFERENCE = ("/log-likelihood", "/encode", "/decode", "/sample")
 
 
 class KeyEntry(BaseModel):
@@ -119,12 +118,12 @@ class Access:
 
 
 def scope_of(method: str, path: str) -> Scope | None:
-    """The scope that a route needs; None: it is open. What is not known here and may change something needs admin."""
-    if method in _READING:
-        if path in OPEN:
-            return None
-        return "metrics" if path == "/metrics" else "infer"
-    return "infer" if path in _INFERENCE or path.startswith("/v2/") else "admin"
+    """The scope that a route needs; None: it is open. What changes something needs admin."""
+    if method in _READING and path in OPEN:
+        return None
+    if path.startswith("/admin/") or path.endswith("/drift/reset"):
+        return "admin"
+    return "metrics" if path == "/metrics" else "infer"
 
 
 def _key_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:

@@ -30,7 +30,8 @@ class Answer(NamedTuple):
     """Outputs, one entry a row, and where the time went."""
 
     outputs: Arrays
-    queue_s: float  # until the first row left the queue
+    submitted: float  # of time.perf_counter
+    queue_s: float  # from then until the first row left the queue
     compute_s: float  # from then until the last one was answered
 
 
@@ -40,8 +41,10 @@ class Pass(NamedTuple, Generic[Key]):
     key: Key
     num_requests: int
     num_rows: int
+    started: float  # of time.perf_counter
     seconds: float
     waiting_rows: int  # by the time it ended
+    tags: list[object]  # of the requests that have one
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -50,6 +53,7 @@ class _Request(Job):
 
     future: asyncio.Future[Arrays]
     submitted: float
+    tag: object = None
     started: float = 0.0
     finished: float = 0.0
     error: Exception | None = None
@@ -153,15 +157,15 @@ class Batcher(Generic[Key]):
         with self._lock:
             return self._queue.num_waiting
 
-    async def submit(self, key: Key, rows: Array, patience_s: float = math.inf) -> Answer:
-        """Run rows and return their outputs, one entry per row, in order.
+    async def submit(self, key: Key, rows: Array, patience_s: float = math.inf, tag: object = None) -> Answer:
+        """Run rows and return their outputs, one entry per row, in order; ``observe`` sees the tag with each call.
 
         Cancelling drops what the engine has not taken. Raises TooLarge for more rows than may ever wait, QueueFull for
         more than may wait now, or where what waits is likely to take longer than ``patience_s``, Unavailable, or what
         ``run`` raised for these rows.
         """
         future: asyncio.Future[Arrays] = self._loop.create_future()
-        request = _Request(key=key, rows=rows, future=future, submitted=time.perf_counter())
+        request = _Request(key=key, rows=rows, future=future, submitted=time.perf_counter(), tag=tag)
         with self._lock:
             self._admit(request, patience_s)
             self._queue.push(request)
@@ -179,7 +183,8 @@ class Batcher(Generic[Key]):
             raise
         finally:
             del future  # it, too
-        return Answer(outputs, request.started - request.submitted, request.finished - request.started)
+        submitted, started = request.submitted, request.started
+        return Answer(outputs, submitted, started - submitted, request.finished - started)
 
     def _admit(self, request: _Request, patience_s: float) -> None:
         num_rows, limit = len(request.rows), self._max_queue_rows
@@ -289,7 +294,8 @@ class Batcher(Generic[Key]):
                     job.finished = started + seconds
                     finished.append(job)
             waiting = self._queue.num_waiting
-        self._tell(self._deliver, finished, Pass(key, len(parts), num_rows, seconds, waiting))
+        tags = [part.job.tag for part in parts if part.job.tag is not None]
+        self._tell(self._deliver, finished, Pass(key, len(parts), num_rows, started, seconds, waiting, tags))
 
     def _learn(self, kind: Hashable, num_rows: int, seconds: float) -> None:
         """Note the pace of a queue: of calls that leave rows behind, or that show that rows cost less than was noted.

@@ -57,6 +57,7 @@ class Engine:
         torch.set_num_threads(1)
         keep_freed_memory()
         self.forms = choose_forms(settings.plan, self.device)
+        self.num_out_of_memory = 0  # passes for which memory did not suffice
         self.measured = Measured(self.forms, self.threads, settings.max_batch_rows, settings.cache_dir)
 
 
@@ -121,6 +122,14 @@ class Model:
         canonical = self._canonical.rows
         return Room(*(max(1, rows // canonical) * canonical for rows in (schedule.largest, schedule.brief)))
 
+    def slots(self, operation: Operation, reproducible: bool, num_rows: int) -> int:
+        """Rows that passes for so many run, copies that fill them up counted."""
+        if reproducible:
+            assert self._canonical is not None
+            canonical = self._canonical.rows
+            return -(-num_rows // canonical) * canonical
+        return sum(bucket.rows for bucket in self._schedules[operation].cover(num_rows))
+
     def run(self, operation: Operation, rows: Array, reproducible: bool = False) -> tuple[Array, ...]:
         """One operation over any number of rows: statistics -> ((B, S),), encode -> (z, log_prob), decode -> (x,).
 
@@ -135,6 +144,7 @@ class Model:
             if not is_out_of_memory(error):
                 raise
         # Outside of the handler, whose traceback holds on to the tensors of the failed pass.
+        self.engine.num_out_of_memory += 1
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
         if schedule is not None:  # reproducible passes are of one size, or their bits were others

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,6 +20,7 @@ from service.catalog import Catalog
 from service.drift import Drift
 from service.engine import Model, PassKey
 from service.errors import QueueFull, TooLarge, Unprocessable
+from service.machine import held_bytes
 from service.metrics import Metrics
 from service.options import ScoreOptions
 from service.plans import finish
@@ -28,6 +29,9 @@ from service.row_queue import Array, Arrays
 from service.scorer import chosen_scores, score_pass, scoring_key, unpack
 from service.settings import Settings
 from service.shared import shared_folder
+
+if TYPE_CHECKING:
+    from service.tracing import Trace, Tracer
 
 _BLOCK_ROWS = 1024  # of an explanation, that wait for the engine at a time
 
@@ -41,6 +45,7 @@ class Budget:
     bucket: TokenBucket | None = None  # of the caller's key
     queue_s: float = 0.0
     compute_s: float = 0.0
+    trace: Trace | None = None
 
 
 class Flows:
@@ -52,7 +57,9 @@ class Flows:
 
     def __init__(self, settings: Settings, catalog: Catalog, metrics: Metrics) -> None:
         self.settings = settings
+        self.tracer: Tracer | None = None
         self._metrics = metrics
+        self._engine = catalog.default.engine
         self._alternatives: WeakKeyDictionary[Model, Array] = WeakKeyDictionary()  # what explanations try
         self._rows: Counter[str] = Counter()  # under way, of models that have a limit of them
         self._drifts: dict[Model, Drift] = {}
@@ -97,6 +104,21 @@ class Flows:
     def busy_s(self) -> float:
         """Seconds that the engine has been at its pass; 0 between two."""
         return self._batcher.busy_s
+
+    @property
+    def device(self) -> str:
+        """Where models run: cpu or cuda."""
+        return self._engine.device.type
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Memory that is held of the GPU; 0 without one."""
+        return held_bytes(self._engine.device)
+
+    @property
+    def num_out_of_memory(self) -> int:
+        """Passes for which memory did not suffice."""
+        return self._engine.num_out_of_memory
 
     async def close(self) -> None:
         """Finish queued work and stop the engine's thread."""
@@ -220,14 +242,18 @@ class Flows:
             patience_s = math.inf
         limits = self.settings.model_limits.get(key.model.name)
         if limits is None or limits.max_queue_rows is None:
-            answer = await self._batcher.submit(key, rows, patience_s)
+            answer = await self._batcher.submit(key, rows, patience_s, budget.trace)
         else:
-            answer = await self._submit_within(limits.max_queue_rows, key, rows, patience_s)
+            answer = await self._submit_within(limits.max_queue_rows, key, rows, patience_s, budget.trace)
         budget.queue_s += answer.queue_s
         budget.compute_s += answer.compute_s
+        if budget.trace is not None:
+            budget.trace.ran(answer)
         return answer.outputs
 
-    async def _submit_within(self, limit: int, key: PassKey, rows: Array, patience_s: float) -> Answer:
+    async def _submit_within(
+        self, limit: int, key: PassKey, rows: Array, patience_s: float, trace: Trace | None
+    ) -> Answer:
         """Submit, unless that makes more rows of this model than it may have under way; those being computed count."""
         name = key.model.name
         if len(rows) > limit:
@@ -239,18 +265,27 @@ class Flows:
             )
         self._rows[name] += len(rows)
         try:
-            return await self._batcher.submit(key, rows, patience_s)
+            return await self._batcher.submit(key, rows, patience_s, trace)
         finally:
             self._rows[name] -= len(rows)
 
     def _compute(self, key: PassKey, rows: Array) -> Arrays:
         """Run a pass; where it scores, tell all requests of it at once what follows from its figures."""
-        if key.operation == "statistics":
-            return score_pass(key, rows)
-        return key.model.run(key.operation, rows, key.reproducible)
+        if key.operation != "statistics":
+            return key.model.run(key.operation, rows, key.reproducible)
+        outputs = score_pass(key, rows)
+        manifest = key.model.manifest
+        if key.scores and manifest.calibration is not None:  # those of samples and of what explanations try have none
+            scored = unpack(key, outputs)
+            self._metrics.scored(manifest.name, scored.bits_per_dim, scored.p_values[manifest.scoring.default])
+        return outputs
 
     def _observe(self, done: Pass[PassKey]) -> None:
-        self._metrics.computed(done.key.model.name, done.key.operation, done)
+        if self.tracer is not None:
+            self.tracer.passed(done)
+        key = done.key
+        num_slots = key.model.slots(key.operation, key.reproducible, done.num_rows)
+        self._metrics.computed(key.model.name, key.operation, done, num_slots)
 
     def check_rows(self, model: Model | None, num: int, what: str) -> None:
         """Raise TooLarge where a request has more rows than one may, of a model or of any."""

@@ -1,4 +1,4 @@
-"""The outermost layer: request ids, keys, errors, metrics, and the routes that run models.
+"""The outermost layer: request ids, keys, errors, metrics, logs and traces, and the routes that run models.
 
 It calls these routes itself: Starlette's and FastAPI's ways to them cost as much as all that they do for one row.
 """
@@ -17,10 +17,13 @@ from starlette._utils import get_route_path
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import access_log
 from service.access import Caller
+from service.access_log import Seen
 from service.api import ENDPOINTS, Endpoint
 from service.call import Call, Watch
 from service.errors import ServiceError
+from service.metrics import Phases
 from service.oip import routes as oip
 from service.service import Service
 
@@ -58,23 +61,36 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["method"] == "HEAD":
+        method = scope["method"]
+        if method == "HEAD":
             scope = {**scope, "method": "GET"}  # servers leave out the body by themselves
         request_id = self._request_id(scope)
+        tracer, seen = self._service.tracer, None
+        if tracer is not None or access_log.is_on():
+            seen = Seen(scope, receive, method, tracer)
+            receive = seen.receive
+        try:
+            await self._answer(scope, receive, send, request_id, seen)
+        finally:
+            if seen is not None:
+                seen.end()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str, seen: Seen | None) -> None:
+        """Refuse a request, run a model for it, or leave it to the application."""
         arrived, route = time.perf_counter(), get_route_path(scope)
         try:
             caller = self._service.access.check(scope["method"], route, scope["headers"])
         except ServiceError as error:
             response, code = error_response(Request(scope), error)
             self._metrics.refused("", "", response.status_code, code, time.perf_counter() - arrived)
-            await self._send(response, request_id, scope, receive, send)
+            await self._send(response, scope, receive, send, request_id, seen)
             return
         scope["state"]["key"] = caller.id
         endpoint = ENDPOINTS.get((scope["method"], route))
         if endpoint is None:
             endpoint, route = oip.find_endpoint(scope, route)
         if endpoint is not None:
-            await self._run(endpoint, route, caller, arrived, scope, receive, send, request_id)
+            await self._run(endpoint, route, caller, arrived, scope, receive, send, request_id, seen)
             return
 
         async def send_with_headers(message: Message) -> None:
@@ -83,12 +99,18 @@ class Front:
                 headers["x-request-id"] = request_id
                 is_page = headers.get("content-type", "").startswith("text/html")
                 message["headers"] += _PAGE_HEADERS if is_page else _HEADERS
+                if seen is not None:
+                    seen.status = message["status"]
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
 
-    async def _send(self, response: Response, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _send(
+        self, response: Response, scope: Scope, receive: Receive, send: Send, request_id: str, seen: Seen | None
+    ) -> None:
         response.raw_headers += ((b"x-request-id", request_id.encode()), *_HEADERS)
+        if seen is not None:
+            seen.status = response.status_code
         await response(scope, receive, send)
 
     def _request_id(self, scope: Scope) -> str:
@@ -109,25 +131,48 @@ class Front:
         receive: Receive,
         send: Send,
         request_id: str,
+        seen: Seen | None,
     ) -> None:
         """Answer a call, with what it asks for or with an error."""
         call, code = None, ""
+        self._metrics.in_flight += 1
         try:
-            call = Call(scope, receive, self._watch, caller.bucket)
-            with call:
-                response = await endpoint(call)
-        except Exception as error:
-            response, code = error_response(Request(scope), error)
-        await self._send(response, request_id, scope, receive, send)
-        ended = time.perf_counter()
-        model, route = (call.model, call.route or route) if call is not None else ("", route)
+            try:
+                call = Call(scope, receive, route, self._watch, caller.bucket)
+                if seen is not None:
+                    seen.call, call.budget.trace = call, seen.trace
+                with call:
+                    response = await endpoint(call)
+            except Exception as error:
+                response, code = error_response(Request(scope), error)
+            read_s, queue_s, compute_s, rest_s = _phases(call, arrived)
+            response.raw_headers.append(
+                (
+                    b"server-timing",
+                    b"read;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f, total;dur=%.3f"
+                    % (1e3 * read_s, 1e3 * queue_s, 1e3 * compute_s, 1e3 * (read_s + queue_s + compute_s + rest_s)),
+                )
+            )
+            await self._send(response, scope, receive, send, request_id, seen)
+        finally:
+            self._metrics.in_flight -= 1
+            phases = _phases(call, arrived)
+            if seen is not None:
+                seen.phases = phases
         if code or call is None:
-            self._metrics.refused(route, model, response.status_code, code, ended - arrived)
-            return
-        budget = call.budget
-        read_s = call.read_at - arrived
-        rest_s = ended - arrived - read_s - budget.queue_s - budget.compute_s
-        self._metrics.answered(route, model, budget.num_rows, (read_s, budget.queue_s, budget.compute_s, rest_s))
+            model, route = ("", route) if call is None else (call.model, call.route)
+            self._metrics.refused(route, model, response.status_code, code, sum(phases))
+        else:
+            self._metrics.answered(call.route, call.model, call.budget.num_rows, phases)
+
+
+def _phases(call: Call | None, arrived: float) -> Phases:
+    """Where the time since a call's arrival went, so far: all of it is reading until its rows are there."""
+    total_s = time.perf_counter() - arrived
+    if call is None or not call.read_at:
+        return total_s, 0.0, 0.0, 0.0
+    budget, read_s = call.budget, call.read_at - arrived
+    return read_s, budget.queue_s, budget.compute_s, total_s - read_s - budget.queue_s - budget.compute_s
 
 
 def error_response(request: Request, error: Exception) -> tuple[Response, str]:
@@ -144,5 +189,6 @@ def error_response(request: Request, error: Exception) -> tuple[Response, str]:
 
 def write_error(request: Request, status: int, code: str, text: str, headers: dict[str, str] | None = None) -> Response:
     """Write the one shape that all errors have."""
+    request.state.code = code  # for the access log
     content = orjson.dumps({"error": text, "code": code, "request_id": request.state.request_id})
     return Response(content, status, headers, "application/json")

@@ -51,6 +51,20 @@ def available_bytes(device: torch.device, cgroup: Path = _CGROUP, own: Path = _O
     return max(0, min(left, default=2**63))
 
 
+def memory_limit(cgroup: Path = _CGROUP, own: Path = _OWN_CGROUP) -> int:
+    """Memory that this process may use at most: that of this machine, or what its cgroups allow; 0 where none tells."""
+    limits = [total] if (total := _status(Path("/proc/meminfo"), "MemTotal")) else []
+    for controller, limit in (("", "memory.max"), ("memory", "memory.limit_in_bytes")):
+        for folder in _cgroups(cgroup, own, controller):
+            limits += _numbers(folder / limit)
+    return min(limits, default=0)
+
+
+def held_bytes(device: torch.device) -> int:
+    """Memory that torch holds of a GPU, used or kept; 0 on the CPU."""
+    return int(torch.cuda.memory_reserved(device)) if device.type == "cuda" else 0
+
+
 def keep_freed_memory() -> None:
     """Let a thread keep what a pass frees for the next one, where the C library is GNU's.
 

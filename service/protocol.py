@@ -10,6 +10,8 @@ from typing import Any
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service import access_log
+
 MAX_HEAD_BYTES = 2**16
 _LAST_S = 0.25  # in which what a caller has sent arrives
 _SMALL = 4096  # bytes that are worth holding back for the next ones
@@ -83,7 +85,9 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, status: HTTPStatus, text: str) -> None:
         """Answer without the application, and close."""
         code = status.phrase.lower().replace(" ", "_")
-        body = orjson.dumps({"error": text, "code": code, "request_id": secrets.token_hex(16)})
+        request_id = secrets.token_hex(16)
+        access_log.write(request_id=request_id, status=status.value, code=code)
+        body = orjson.dumps({"error": text, "code": code, "request_id": request_id})
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"

@@ -9,7 +9,7 @@ import os
 import signal
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.access import Access, read_access
 from service.artifact import ArtifactError, write_whole
@@ -20,6 +20,9 @@ from service.flows import Flows, check_settings
 from service.metrics import Metrics
 from service.settings import Settings, SettingsError
 from service.shared import shared_folder
+
+if TYPE_CHECKING:
+    from service.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ class Service:
         self.access: Access = read_access(settings.api_keys_file)
         self.draining = False
         self._closed = False
+        self.tracer: Tracer | None = None
         self._engine = Engine(settings)
         self._catalog: Catalog = open_catalog(self._engine)
         check_settings(settings, self._catalog)
@@ -68,7 +72,9 @@ class Service:
     async def start(self) -> None:
         """Warm the models up. Raises ArtifactError for one that does not answer rightly here."""
         flows = Flows(self.settings, self._catalog, self.metrics)
+        flows.tracer = self.tracer
         await flows.start()
+        self.metrics.flows, self.metrics.is_ready = flows, lambda: self.is_ready
         self._flows, self._closed = flows, False
         self._announce(flows.catalog)
 
@@ -76,6 +82,7 @@ class Service:
         """Finish queued work and stop the engine."""
         if self._flows is not None:
             flows, self._flows, self._closed = self._flows, None, True
+            self.metrics.flows = None
             await flows.close()
 
     async def reload(self) -> dict[str, Any]:
@@ -107,8 +114,13 @@ class Service:
                 "models": [model.reference for model in catalog.models],
             }
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether every model is warm, the engine runs, and the end has not begun."""
+        return self._flows is not None and not self._flows.has_stopped and not self.draining
+
     def check_ready(self) -> None:
-        """Raise Unavailable unless every model is warm, the engine runs, and the end has not begun."""
+        """Raise Unavailable unless ``is_ready``."""
         if self.draining:
             raise Unavailable("the service is about to stop")
         if self.flows.has_stopped:

@@ -131,6 +131,7 @@ class Settings(BaseSettings):
     drift_window: int = Field(
         1000, ge=1, le=100_000, description="Last rows of a model that are compared with its calibration rows."
     )
+    access_log: bool = Field(False, description="Write a line of JSON for each request to standard output.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log record written."
     )

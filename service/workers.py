@@ -25,6 +25,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 
+from service import access_log
 from service.app import create_app
 from service.artifact import ArtifactError
 from service.protocol import Protocol
@@ -212,7 +213,7 @@ def _work(host: str, port: int) -> None:
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     try:
         settings = read_settings()
-        log_to_stderr(settings)
+        begin_logs(settings)
         app = create_app(settings)
     except (SettingsError, ArtifactError) as error:  # an artifact was exchanged since the start
         logger.error("%s", error)
@@ -238,8 +239,10 @@ def _end_if_stuck(service: Service) -> None:
     os._exit(1)
 
 
-def log_to_stderr(settings: Settings) -> None:
-    """Write log records of this process, one a line."""
+def begin_logs(settings: Settings) -> None:
+    """Write log records of this process to stderr and, where wanted, its requests to stdout, each on one line."""
+    if settings.access_log:
+        access_log.begin()
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
     )

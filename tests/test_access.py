@@ -17,8 +17,10 @@ from starlette.routing import Route
 
 from service import api, keys
 from service.access import OPEN, Access, read_access, scope_of
+from service.api import ENDPOINTS
 from service.app import create_app
 from service.errors import Forbidden, QuotaExceeded, TooLarge, Unauthorized
+from service.oip import routes as oip
 from service.quota import TokenBucket
 from service.settings import Settings, SettingsError
 from tests.wire import TABLE
@@ -139,9 +141,17 @@ async def test_scopes_are_kept_apart(asker: httpx.AsyncClient) -> None:
                 assert f"needs the scope {scope}; key {name} has" in response.json()["error"]
 
 
-def test_what_is_not_known_and_may_change_something_needs_the_scope_admin() -> None:
-    for method in ("POST", "PUT", "PATCH", "DELETE", "PURGE"):
-        assert scope_of(method, "/anything") == scope_of(method, "/livez") == "admin"
+def test_every_route_that_may_change_something_needs_the_scope_admin(guarded: FastAPI) -> None:
+    routes = [route for router in (api.router, oip.router) for route in router.routes if isinstance(route, Route)]
+    running = {*(path for _, path in ENDPOINTS), "/v2/repository/index"}
+    changing = [
+        (method, route.path)
+        for route in (*guarded.routes, *routes)
+        if isinstance(route, Route) and route.path not in running and not route.path.endswith("/infer")
+        for method in (route.methods or set()) - {"GET", "HEAD"}
+    ]
+    assert {path for _, path in changing} == {"/admin/reload", "/models/{name}/drift/reset"}
+    assert {scope_of(method, path.format(name="x")) for method, path in changing} == {"admin"}
     for path in ("/LIVEZ", "/livez/", "//livez", "/livez/../metrics", "/v2/health/live/x", ""):
         assert scope_of("GET", path) == "infer"
 

@@ -155,6 +155,17 @@ async def test_the_metrics_tell_what_was_answered_and_what_was_refused(client: h
     assert await figure("glow_queue_rows") == 0
 
 
+async def test_answers_and_errors_tell_where_the_time_went(client: httpx.AsyncClient) -> None:
+    for body, computed in ((ROWS, True), (b"{", False)):
+        response = await client.post("/encode", content=body)
+        parts = dict(part.split(";dur=") for part in response.headers["server-timing"].split(", "))
+        assert list(parts) == ["read", "queue", "compute", "total"]
+        milliseconds = {name: float(text) for name, text in parts.items()}
+        assert (milliseconds["compute"] > 0) is computed
+        assert sum(milliseconds.values()) <= 2 * milliseconds["total"] + 0.002
+    assert "server-timing" not in (await client.get("/models")).headers
+
+
 async def test_requests_leave_nothing_for_the_garbage_collector(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is made to run seldom, so that what requests hold must not wait for it."""
 

@@ -94,7 +94,7 @@ def test_workers_share_port_and_figures_and_are_started_again(models_dir: Path) 
         for answered in (20, 40):
             for _ in range(20):  # a connection each, so that both workers get some
                 assert httpx.post(f"{url}/encode", json=body).status_code == 200
-            assert counted(url) == answered
+            wait_for_figures(url, answered)
             if answered == 20:
                 os.kill(before[0], signal.SIGKILL)
                 after = wait_for_workers(process.pid, without=before[0])
@@ -103,6 +103,15 @@ def test_workers_share_port_and_figures_and_are_started_again(models_dir: Path) 
         assert process.wait(30) in (0, -signal.SIGTERM)
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{url}/livez")
+
+
+def wait_for_figures(url: str, answered: int) -> None:
+    """Workers write what they have counted a few times a second."""
+    for _ in range(100):
+        if counted(url) == answered:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{counted(url)} requests counted, not {answered}")
 
 
 def wait_for_workers(supervisor: int, without: int = 0) -> list[int]:

@@ -108,6 +108,13 @@ _REQUEST_ID: dict[str, Any] = {
         "schema": {"type": "string"},
     }
 }
+_SERVER_TIMING: dict[str, Any] = {
+    "Server-Timing": {
+        "description": "Milliseconds: read (receive and parse), queue, compute, and total until the answer was begun.",
+        "schema": {"type": "string"},
+        "example": "read;dur=0.061, queue;dur=0.028, compute;dur=0.204, total;dur=0.341",
+    }
+}
 _BINARY_HEADERS: dict[str, Any] = {
     name: {
         "description": f"{text}; with answers that are not JSON, where it is part of them.",
@@ -151,6 +158,9 @@ def route(
     }
     for kind in errors_of:
         responses |= error_responses(kind)
+    if errors.DeadlineExceeded in errors_of:  # it runs a model
+        for response in responses.values():
+            response["headers"] = {**response["headers"], **_SERVER_TIMING}
     extra: dict[str, Any] = {"parameters": parameters} if parameters else {}
     if body is not None:
         extra["requestBody"] = body
