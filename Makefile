@@ -6,8 +6,14 @@ PROCESSES ?= 1
 ARTIFACTS ?= fashion-mnist breast-cancer
 VENV := .venv
 BIN := $(VENV)/bin
+CUDA_ONLY := triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc cuda-runtime \
+    cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
+LOCK = CUSTOM_COMPILE_COMMAND="make lock" .cache/pip-tools/bin/pip-compile --quiet --generate-hashes --strip-extras \
+    --no-emit-options --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --pip-args "$(PIP_ARGS)" \
+    $(addprefix --unsafe-package ,glow-service torch $(CUDA_ONLY)) $(UPGRADE)
 
-.PHONY: serve test check format artifacts bench-engine bench-engine-cuda bench-conditioners bench-plane bench-adbench bench-why \
+.PHONY: serve test check format artifacts lock docker-test bench-engine bench-engine-cuda \
+    bench-conditioners bench-plane bench-adbench bench-why \
     bench-anomalies bench-bulk bench-drift bench-explanations bench-false-alarms bench-fold-calibration bench-json bench-serving \
     bench-overload bench-idle clean
 
@@ -33,6 +39,20 @@ artifacts: $(VENV)/.test
 	    $(BIN)/torchrun --nproc-per-node $(PROCESSES) -m model.train model/recipes/$$name.toml --data-dir $(DATA) $$resume && \
 	    $(BIN)/python -m model.export runs/$$name/best.pt service/artifacts/$$name.pt --data-dir $(DATA) || exit 1; \
 	done
+
+# Writes requirements/*.txt again after a change of pyproject.toml, keeping the releases that still fit; make lock
+# UPGRADE=--upgrade takes the newest. Without torch and what only its GPU build needs: that depends on the device.
+lock: .cache/pip-tools/bin/pip-compile
+	$(LOCK) --extra test --output-file requirements/test.txt pyproject.toml
+	for extra in serve train; do \
+	    $(LOCK) --extra $$extra --constraint requirements/test.txt --output-file requirements/$$extra.txt pyproject.toml || exit 1; \
+	done
+	$(LOCK) --output-file requirements/image.txt requirements/image.in
+	sed -i '/^# WARNING/,$$d' requirements/*.txt  # which names what is left out here
+
+# Builds the images, starts them as users do, and checks what docs/containers.md promises; needs a Docker engine.
+docker-test: $(VENV)/.test
+	$(BIN)/python -m pytest -p no:cacheprovider -sv tests/containers.py
 
 # Tables of what was measured; docs/results.md tells what each is.
 bench-engine: $(VENV)/.test
@@ -90,11 +110,17 @@ bench-overload: $(VENV)/.test
 bench-idle: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.serving.idle
 
+.cache/pip-tools/bin/pip-compile:
+	$(PYTHON) -m venv .cache/pip-tools
+	.cache/pip-tools/bin/python -m pip install --quiet --disable-pip-version-check pip-tools
+
 clean:
 	rm -rf $(VENV) .cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 # One stamp an extra, so that `make serve` installs no test tools and the second call installs nothing.
-$(VENV)/.%: pyproject.toml
+# What is locked first; then torch, for whose build pip decides, and what a lock that is out of date does not have.
+$(VENV)/.%: pyproject.toml requirements/%.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/$*.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
 	touch $@
