@@ -45,7 +45,8 @@ artifacts: $(VENV)/.test
 lock: .cache/pip-tools/bin/pip-compile
 	$(LOCK) --extra test --output-file requirements/test.txt pyproject.toml
 	for extra in serve train; do \
-	    $(LOCK) --extra $$extra --constraint requirements/test.txt --output-file requirements/$$extra.txt pyproject.toml || exit 1; \
+	    traces=$$(test $$extra = train || echo --extra otel); \
+	    $(LOCK) --extra $$extra $$traces --constraint requirements/test.txt --output-file requirements/$$extra.txt pyproject.toml || exit 1; \
 	done
 	$(LOCK) --output-file requirements/image.txt requirements/image.in
 	sed -i '/^# WARNING/,$$d' requirements/*.txt  # which names what is left out here
