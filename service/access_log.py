@@ -1,6 +1,6 @@
 """One line of JSON for each request, on demand: what was asked for and how it went, never what was in it.
 
-No payload, no key, no query string; of a path only the route that it belongs to.
+No payload, no query string; of a key its id, of a path the route that it belongs to.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import orjson
-from starlette.types import Message, Receive, Scope
+from starlette.types import Message, Receive, Scope, Send
 
 from service.metrics import PHASES, Phases
 
@@ -51,13 +51,15 @@ def write(**fields: object) -> None:
 class Seen:
     """One request, as the access log and traces tell it; made only where one of them is on."""
 
-    def __init__(self, scope: Scope, receive: Receive, method: str, tracer: Tracer | None) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, method: str, tracer: Tracer | None) -> None:
         self.call: Call | None = None  # that runs a model
         self.status = 0  # of an answer that was begun
+        self.route = ""  # of a call
         self.phases: Phases | None = None  # of a call
         self.num_bytes = 0  # of the body, as far as it was received
         self._scope = scope
         self._receive = receive
+        self._send = send
         self._method = method
         self._arrived = time.perf_counter()
         self.trace = None if tracer is None else tracer.begin(scope, method)
@@ -68,28 +70,28 @@ class Seen:
         self.num_bytes += len(message.get("body", b""))
         return message
 
-    @property
-    def route(self) -> str:
-        """The route that answered; "" for what belongs to none."""
-        if self.call is not None:
-            return self.call.route
-        return getattr(self._scope.get("route"), "path", "")
+    async def send(self, message: Message) -> None:
+        """Send to the caller."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
 
     def end(self) -> None:
         """Write what is known by now."""
-        total_s = time.perf_counter() - self._arrived
-        code = self._scope["state"].get("code", "")
-        model, version, num_rows = self._asked_for()
+        total_s, call, state = time.perf_counter() - self._arrived, self.call, self._scope["state"]
+        route = self.route or getattr(self._scope.get("route"), "path", "")  # "" for what belongs to none
+        code = state.get("code", "")
+        model, version, num_rows = ("", "", 0) if call is None else (call.model, call.version, call.budget.num_rows)
         if self.trace is not None:
-            self.trace.end(self.route, self.status, code, model, num_rows, self.num_bytes, self.call)
+            self.trace.end(route, self.status, code, model, num_rows, self.num_bytes, call is not None)
         seconds = {"total": total_s, **dict(zip(PHASES, self.phases or (), strict=False))}
         write(
-            request_id=self._scope["state"]["request_id"],
+            request_id=state["request_id"],
+            key=state.get("key", ""),
             method=self._method,
-            route=self.route,
+            route=route,
             status=self.status,
             code=code,
-            key=self._scope["state"].get("key", ""),
             model=model,
             version=version,
             rows=num_rows,
@@ -97,12 +99,6 @@ class Seen:
             seconds={name: round(value, 6) for name, value in seconds.items()},
             trace_id=self._trace_id(),
         )
-
-    def _asked_for(self) -> tuple[str, str, int]:
-        """Model, version and number of rows, as far as they are known."""
-        if self.call is None or not self.call.model:
-            return "", "", 0
-        return self.call.model, self.call.version, self.call.budget.num_rows
 
     def _trace_id(self) -> str:
         """That of our trace or, without one, of the caller's."""

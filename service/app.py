@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
@@ -27,16 +27,7 @@ from service.errors import ServiceError
 from service.front import Front, error_response, write_error
 from service.oip import routes as oip
 from service.service import Service
-from service.settings import Settings, SettingsError
-
-if TYPE_CHECKING:
-    from service.tracing import Tracer
-
-_ROUTERS = (api.router, oip.router)
-_TRACES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_PROTOCOL = "http/protobuf"
-
-logger = logging.getLogger(__name__)
+from service.settings import Settings
 
 _ROUTERS = (api.router, oip.router)
 
@@ -48,19 +39,14 @@ def create_app(settings: Settings, *, load_first: bool = True) -> FastAPI:
 
     They are warmed up when it starts: before anything is answered or, without ``load_first``, while /livez and /readyz
     already are, and all else is refused. Raises ArtifactError where the settings name an artifact that cannot be
-    served, SettingsError for wrong keys, and where traces are wanted that cannot be made.
+    served, SettingsError for wrong keys, or where traces are wanted that cannot be made.
     """
-    make_tracer = tracer_type()
     service = Service(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if make_tracer is not None:
-            service.tracer = make_tracer()
-        async with _reload_on_signal(service), _started(service, load_first), service.metrics.sampling():
+        async with service.metrics.sampling(), _reload_on_signal(service), _started(service, load_first):
             yield
-        if service.tracer is not None:
-            await asyncio.to_thread(service.tracer.close)
 
     # The same as FastAPI(...), with the scripts of /docs served from here instead of a CDN.
     app = FastAPIOffline(
@@ -98,21 +84,6 @@ def create_app(settings: Settings, *, load_first: bool = True) -> FastAPI:
         )
     app.middleware_stack = front
     return app
-
-
-def tracer_type() -> type[Tracer] | None:
-    """What makes traces, if an endpoint for them is set. Raises SettingsError where it cannot be imported or used."""
-    endpoint = next((name for name in _TRACES if os.environ.get(name)), None)
-    if endpoint is None or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return None
-    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
-        if os.environ.get(name, _PROTOCOL) != _PROTOCOL:
-            raise SettingsError(f"{name}: traces are sent by {_PROTOCOL} alone, got {os.environ[name]!r}")
-    try:
-        from service.tracing import Tracer
-    except ModuleNotFoundError as error:
-        raise SettingsError(f"{endpoint}: traces need pip install 'glow-service[otel]' ({error})") from None
-    return Tracer
 
 
 @asynccontextmanager

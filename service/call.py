@@ -70,12 +70,7 @@ class Call(Request):
     """
 
     def __init__(
-        self,
-        scope: Scope,
-        receive: Receive,
-        route: str = "",
-        watch: Watch | None = None,
-        bucket: TokenBucket | None = None,
+        self, scope: Scope, receive: Receive, watch: Watch | None = None, bucket: TokenBucket | None = None
     ) -> None:
         super().__init__(scope, receive)
         self.service: Service = scope["app"].state.service
@@ -84,7 +79,7 @@ class Call(Request):
         self.timeout_s = self._read_timeout_s()
         self.budget = Budget(deadline=time.perf_counter() + self.timeout_s, bucket=bucket)
         self.model = self.version = ""
-        self.route = route  # its label: of the routes with a parameter, what they have in common
+        self.route = ""  # in the metrics, where it is not what front takes it for
         self.read_at = 0.0  # time.perf_counter() when its rows had been read
         self._has_body = False
         self._task: asyncio.Task[object] | None = None
@@ -106,8 +101,8 @@ class Call(Request):
 
     def begin(self, model: Model, num_rows: int) -> None:
         """Note for the metrics what is asked for, now that it is known."""
-        self.model, self.version = model.name, model.version
-        self.budget.num_rows, self.read_at = num_rows, time.perf_counter()
+        self.model, self.version, self.read_at = model.name, model.version, time.perf_counter()
+        self.budget.num_rows = num_rows
 
     def header(self, name: str) -> str:
         """Values of a header, joined by commas; "" where there is none."""

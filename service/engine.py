@@ -57,7 +57,7 @@ class Engine:
         torch.set_num_threads(1)
         keep_freed_memory()
         self.forms = choose_forms(settings.plan, self.device)
-        self.num_out_of_memory = 0  # passes for which memory did not suffice
+        self.num_out_of_memory = 0  # calls of models for which memory did not suffice
         self.measured = Measured(self.forms, self.threads, settings.max_batch_rows, settings.cache_dir)
 
 
@@ -123,11 +123,10 @@ class Model:
         return Room(*(max(1, rows // canonical) * canonical for rows in (schedule.largest, schedule.brief)))
 
     def slots(self, operation: Operation, reproducible: bool, num_rows: int) -> int:
-        """Rows that passes for so many run, copies that fill them up counted."""
+        """Rows that the passes of such a call of ``run`` have, copies that fill them up counted."""
         if reproducible:
             assert self._canonical is not None
-            canonical = self._canonical.rows
-            return -(-num_rows // canonical) * canonical
+            return -(-num_rows // self._canonical.rows) * self._canonical.rows
         return sum(bucket.rows for bucket in self._schedules[operation].cover(num_rows))
 
     def run(self, operation: Operation, rows: Array, reproducible: bool = False) -> tuple[Array, ...]:
@@ -143,8 +142,8 @@ class Model:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        # Outside of the handler, whose traceback holds on to the tensors of the failed pass.
         self.engine.num_out_of_memory += 1
+        # Outside of the handler, whose traceback holds on to the tensors of the failed pass.
         if self.engine.device.type == "cuda":
             torch.cuda.empty_cache()
         if schedule is not None:  # reproducible passes are of one size, or their bits were others

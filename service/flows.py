@@ -20,7 +20,6 @@ from service.catalog import Catalog
 from service.drift import Drift
 from service.engine import Model, PassKey
 from service.errors import QueueFull, TooLarge, Unprocessable
-from service.machine import held_bytes
 from service.metrics import Metrics
 from service.options import ScoreOptions
 from service.plans import finish
@@ -55,11 +54,10 @@ class Flows:
     is not served.
     """
 
-    def __init__(self, settings: Settings, catalog: Catalog, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog, metrics: Metrics, tracer: Tracer | None = None) -> None:
         self.settings = settings
-        self.tracer: Tracer | None = None
+        self.tracer = tracer
         self._metrics = metrics
-        self._engine = catalog.default.engine
         self._alternatives: WeakKeyDictionary[Model, Array] = WeakKeyDictionary()  # what explanations try
         self._rows: Counter[str] = Counter()  # under way, of models that have a limit of them
         self._drifts: dict[Model, Drift] = {}
@@ -104,21 +102,6 @@ class Flows:
     def busy_s(self) -> float:
         """Seconds that the engine has been at its pass; 0 between two."""
         return self._batcher.busy_s
-
-    @property
-    def device(self) -> str:
-        """Where models run: cpu or cuda."""
-        return self._engine.device.type
-
-    @property
-    def gpu_bytes(self) -> int:
-        """Memory that is held of the GPU; 0 without one."""
-        return held_bytes(self._engine.device)
-
-    @property
-    def num_out_of_memory(self) -> int:
-        """Passes for which memory did not suffice."""
-        return self._engine.num_out_of_memory
 
     async def close(self) -> None:
         """Finish queued work and stop the engine's thread."""
@@ -271,21 +254,23 @@ class Flows:
 
     def _compute(self, key: PassKey, rows: Array) -> Arrays:
         """Run a pass; where it scores, tell all requests of it at once what follows from its figures."""
+        model = key.model
         if key.operation != "statistics":
-            return key.model.run(key.operation, rows, key.reproducible)
+            return model.run(key.operation, rows, key.reproducible)
         outputs = score_pass(key, rows)
-        manifest = key.model.manifest
-        if key.scores and manifest.calibration is not None:  # those of samples and of what explanations try have none
+        if key.scores and model.manifest.calibration is not None:  # samples, and what explanations try, have none
             scored = unpack(key, outputs)
-            self._metrics.scored(manifest.name, scored.bits_per_dim, scored.p_values[manifest.scoring.default])
+            p_values = scored.p_values[model.manifest.scoring.default]
+            self._metrics.scored(model.name, model.version, scored.bits_per_dim, p_values)
         return outputs
 
     def _observe(self, done: Pass[PassKey]) -> None:
+        key = done.key
+        self._metrics.computed(
+            key.model.name, key.operation, done, key.model.slots(key.operation, key.reproducible, done.num_rows)
+        )
         if self.tracer is not None:
             self.tracer.passed(done)
-        key = done.key
-        num_slots = key.model.slots(key.operation, key.reproducible, done.num_rows)
-        self._metrics.computed(key.model.name, key.operation, done, num_slots)
 
     def check_rows(self, model: Model | None, num: int, what: str) -> None:
         """Raise TooLarge where a request has more rows than one may, of a model or of any."""

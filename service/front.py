@@ -65,25 +65,25 @@ class Front:
         if method == "HEAD":
             scope = {**scope, "method": "GET"}  # servers leave out the body by themselves
         request_id = self._request_id(scope)
-        tracer, seen = self._service.tracer, None
-        if tracer is not None or access_log.is_on():
-            seen = Seen(scope, receive, method, tracer)
-            receive = seen.receive
+        if self._service.tracer is None and not access_log.is_on():
+            await self._answer(scope, receive, send, request_id)
+            return
+        seen = Seen(scope, receive, send, method, self._service.tracer)
         try:
-            await self._answer(scope, receive, send, request_id, seen)
+            await self._answer(scope, seen.receive, seen.send, request_id, seen)
         finally:
-            if seen is not None:
-                seen.end()
+            seen.end()
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str, seen: Seen | None) -> None:
-        """Refuse a request, run a model for it, or leave it to the application."""
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, request_id: str, seen: Seen | None = None
+    ) -> None:
         arrived, route = time.perf_counter(), get_route_path(scope)
         try:
             caller = self._service.access.check(scope["method"], route, scope["headers"])
         except ServiceError as error:
             response, code = error_response(Request(scope), error)
             self._metrics.refused("", "", response.status_code, code, time.perf_counter() - arrived)
-            await self._send(response, scope, receive, send, request_id, seen)
+            await self._send(response, request_id, scope, receive, send)
             return
         scope["state"]["key"] = caller.id
         endpoint = ENDPOINTS.get((scope["method"], route))
@@ -99,18 +99,12 @@ class Front:
                 headers["x-request-id"] = request_id
                 is_page = headers.get("content-type", "").startswith("text/html")
                 message["headers"] += _PAGE_HEADERS if is_page else _HEADERS
-                if seen is not None:
-                    seen.status = message["status"]
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
 
-    async def _send(
-        self, response: Response, scope: Scope, receive: Receive, send: Send, request_id: str, seen: Seen | None
-    ) -> None:
+    async def _send(self, response: Response, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         response.raw_headers += ((b"x-request-id", request_id.encode()), *_HEADERS)
-        if seen is not None:
-            seen.status = response.status_code
         await response(scope, receive, send)
 
     def _request_id(self, scope: Scope) -> str:
@@ -138,7 +132,7 @@ class Front:
         self._metrics.in_flight += 1
         try:
             try:
-                call = Call(scope, receive, route, self._watch, caller.bucket)
+                call = Call(scope, receive, self._watch, caller.bucket)
                 if seen is not None:
                     seen.call, call.budget.trace = call, seen.trace
                 with call:
@@ -146,24 +140,22 @@ class Front:
             except Exception as error:
                 response, code = error_response(Request(scope), error)
             read_s, queue_s, compute_s, rest_s = _phases(call, arrived)
-            response.raw_headers.append(
-                (
-                    b"server-timing",
-                    b"read;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f, total;dur=%.3f"
-                    % (1e3 * read_s, 1e3 * queue_s, 1e3 * compute_s, 1e3 * (read_s + queue_s + compute_s + rest_s)),
-                )
+            timing = b"read;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f, total;dur=%.3f" % (
+                *(1e3 * read_s, 1e3 * queue_s, 1e3 * compute_s),
+                1e3 * (read_s + queue_s + compute_s + rest_s),
             )
-            await self._send(response, scope, receive, send, request_id, seen)
+            response.raw_headers.append((b"server-timing", timing))
+            await self._send(response, request_id, scope, receive, send)
         finally:
             self._metrics.in_flight -= 1
             phases = _phases(call, arrived)
+            model, route = ("", route) if call is None else (call.model, call.route or route)
             if seen is not None:
-                seen.phases = phases
+                seen.route, seen.phases = route, phases
         if code or call is None:
-            model, route = ("", route) if call is None else (call.model, call.route)
             self._metrics.refused(route, model, response.status_code, code, sum(phases))
         else:
-            self._metrics.answered(call.route, call.model, call.budget.num_rows, phases)
+            self._metrics.answered(route, model, call.budget.num_rows, phases)
 
 
 def _phases(call: Call | None, arrived: float) -> Phases:

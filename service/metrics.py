@@ -12,7 +12,7 @@ import asyncio
 import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import cache, cached_property
 from pathlib import Path
@@ -28,11 +28,11 @@ from prometheus_client.samples import Sample
 
 from service.batcher import Pass
 from service.drift import Drift
-from service.machine import memory_limit
+from service.machine import held_bytes, memory_limit
 from service.shared import shared_folder
 
 if TYPE_CHECKING:
-    from service.flows import Flows
+    from service.service import Service
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PHASES = ("read", "queue", "compute", "rest")
@@ -68,13 +68,12 @@ class _Histogram(Histogram):
 class Metrics:
     """Counts of one process, and their text; ``drifts`` are the watches of models, by name and version.
 
-    ``flows`` is what is served, None before and after; ``is_ready`` tells what /readyz does.
+    ``service`` is what they are of, as far as it is to be asked.
     """
 
     def __init__(self) -> None:
         self.drifts: Mapping[tuple[str, str], Drift] = {}
-        self.flows: Flows | None = None
-        self.is_ready: Callable[[], bool] = lambda: False
+        self.service: Service | None = None
         self.in_flight = 0  # requests that run a model and have no answer yet
         self._answered: dict[tuple[str, str], list[tuple[float, ...]]] = defaultdict(list)
         self._passes: dict[tuple[str, str], list[tuple[float, ...]]] = defaultdict(list)
@@ -137,12 +136,16 @@ class Metrics:
         self._p_values = _Histogram(
             "glow_p_value",
             "P-values of the default score of rows that the engine scored; uniform without drift.",
-            ["model"],
+            ["model", "version"],
             buckets=_P_VALUES,
             registry=self._registry,
         )
         self._bits_per_dim = _Histogram(
-            "glow_bits_per_dim", "The same rows' bits per dimension.", ["model"], buckets=_BITS, registry=self._registry
+            "glow_bits_per_dim",
+            "The same rows' bits per dimension.",
+            ["model", "version"],
+            buckets=_BITS,
+            registry=self._registry,
         )
         self._out_of_memory = Counter(
             "glow_out_of_memory",
@@ -180,7 +183,9 @@ class Metrics:
                 self._pass_slots.labels(*labels),
             )
         )
-        self._score_children = cache(lambda model: (self._bits_per_dim.labels(model), self._p_values.labels(model)))
+        self._score_children = cache(
+            lambda *labels: (self._bits_per_dim.labels(*labels), self._p_values.labels(*labels))
+        )
 
     def _gauge(self, name: str, text: str, mode: Literal["livesum", "livemin", "livemax"] = "livesum") -> Gauge:
         """A gauge, and what that of several workers is: their sum, least or most."""
@@ -188,7 +193,7 @@ class Metrics:
 
     def answered(self, route: str, model: str, num_rows: int, phases: Phases) -> None:
         """Note a request that was answered with what it asked for."""
-        self._answered[route, model].append((num_rows, *phases))
+        self._answered[route, model].append((num_rows, time.time(), *phases))
         self._note()
 
     def refused(self, route: str, model: str, status: int, reason: str, seconds: float) -> None:
@@ -204,9 +209,9 @@ class Metrics:
         self._waiting_rows = done.waiting_rows
         self._note()
 
-    def scored(self, model: str, bits_per_dim: np.ndarray, p_values: np.ndarray) -> None:
+    def scored(self, model: str, version: str, bits_per_dim: np.ndarray, p_values: np.ndarray) -> None:
         """Count what a call of the engine told of rows."""
-        for child, values in zip(self._score_children(model), (bits_per_dim, p_values), strict=True):
+        for child, values in zip(self._score_children(model, version), (bits_per_dim, p_values), strict=True):
             child.observe_all(values)
 
     def _note(self) -> None:
@@ -221,10 +226,10 @@ class Metrics:
         self._num_noted = 0
         for of_requests, noted in answered.items():
             requests, rows, seconds, of_phases, last_time = self._answered_children(*of_requests)
-            num_rows, *phases = np.array(noted).T
+            num_rows, times, *phases = np.array(noted).T
+            last_time.set(float(times[-1]))
             requests.inc(len(noted))
             rows.inc(float(num_rows.sum()))
-            last_time.set_to_current_time()
             seconds.observe_all(sum(phases))
             for child, values in zip(of_phases, phases, strict=True):
                 child.observe_all(values)
@@ -256,60 +261,58 @@ class Metrics:
 
     def _sample(self) -> None:
         self._count()
-        flows = self.flows
         self._queue_rows.set(self._waiting_rows)
         self._in_flight_gauge.set(self.in_flight)
-        self._ready.set(self.is_ready())
-        if flows is not None:
-            self._gpu_bytes.set(flows.gpu_bytes)
-            self._out_of_memory.inc(flows.num_out_of_memory - self._out_of_memory_counted)
-            self._out_of_memory_counted = flows.num_out_of_memory
+        if self.service is not None:
+            self._ready.set(self.service.is_ready)
+            engine = self.service.engine
+            self._gpu_bytes.set(held_bytes(engine.device))
+            self._out_of_memory.inc(engine.num_out_of_memory - self._out_of_memory_counted)
+            self._out_of_memory_counted = engine.num_out_of_memory
 
     def text(self) -> bytes:
-        """All figures, of all workers, in the text format of Prometheus.
-
-        Those of other workers are at most SAMPLE_S old.
-        """
-        registry, processes = self._of_all_workers()
+        """All figures, of all workers, in the text format of Prometheus; of other workers at most SAMPLE_S old."""
+        counted = generate_latest(self._of_all_workers())
         read_now = CollectorRegistry()
-        for collector in (_ModelCollector(self.flows), _DriftCollector(self.drifts), _ProcessesCollector(processes)):
+        for collector in (_ModelCollector(self.service), _DriftCollector(self.drifts), _ProcessesCollector(_pids())):
             read_now.register(collector)
-        return generate_latest(registry) + generate_latest(read_now)
+        return counted + generate_latest(read_now)
 
     def samples(self) -> Iterator[Sample]:
         """Figures of requests and passes, of all workers: names, labels and values."""
-        for family in self._of_all_workers()[0].collect():
+        for family in self._of_all_workers().collect():
             yield from family.samples
 
-    def _of_all_workers(self) -> tuple[CollectorRegistry, set[str]]:
-        """What all workers counted, and their process ids."""
+    def _of_all_workers(self) -> CollectorRegistry:
         self._sample()
         folder = shared_folder()
         if folder is None:
-            return self._registry, {"self"}
-        processes = set()
-        for path in folder.glob("gauge_live*.db"):
-            pid = path.stem.rpartition("_")[2]
-            if Path(f"/proc/{pid}").exists():
-                processes.add(pid)
-            else:
+            return self._registry
+        for pid in _pids():
+            if not Path(f"/proc/{pid}").exists():
                 mark_process_dead(int(pid), str(folder))  # type: ignore[no-untyped-call]
         registry = CollectorRegistry()
         MultiProcessCollector(registry, str(folder))  # type: ignore[no-untyped-call]
-        return registry, processes
+        return registry
+
+
+def _pids() -> set[str]:
+    """Of the workers whose figures are told."""
+    folder = shared_folder()
+    return {"self"} if folder is None else {path.stem.rpartition("_")[2] for path in folder.glob("gauge_live*.db")}
 
 
 class _ModelCollector(Collector):
     """Reads which models are served."""
 
-    def __init__(self, flows: Flows | None) -> None:
-        self._flows = flows
+    def __init__(self, service: Service | None) -> None:
+        self._service = service
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         info = GaugeMetricFamily("glow_model_info", "1 for a served model.", labels=["model", "version", "device"])
-        if self._flows is not None:
-            for model in self._flows.catalog.models:
-                info.add_metric([model.name, model.version, self._flows.device], 1)
+        if self._service is not None and self._service.catalog is not None:
+            for model in self._service.catalog.models:
+                info.add_metric([model.name, model.version, self._service.engine.device.type], 1)
         yield info
 
 

@@ -24,24 +24,30 @@ from service.shared import shared_folder
 if TYPE_CHECKING:
     from service.tracing import Tracer
 
+_TRACES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOL = "http/protobuf"
+
 logger = logging.getLogger(__name__)
 
 
 class Service:
     """Keys, models and their engine, of one process. ``start``, ``reload`` any time, ``close``.
 
-    Raises ArtifactError where the settings name an artifact that cannot be served, and SettingsError for wrong keys.
+    Raises ArtifactError where the settings name an artifact that cannot be served, and SettingsError for wrong keys, or
+    where traces are wanted that cannot be made.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._make_tracer = tracer_type()
+        self.tracer: Tracer | None = None
         self.metrics = Metrics()
+        self.metrics.service = self
         self.access: Access = read_access(settings.api_keys_file)
         self.draining = False
         self._closed = False
-        self.tracer: Tracer | None = None
-        self._engine = Engine(settings)
-        self._catalog: Catalog = open_catalog(self._engine)
+        self.engine = Engine(settings)
+        self._catalog: Catalog = open_catalog(self.engine)
         check_settings(settings, self._catalog)
         self._flows: Flows | None = None
         self._reloading = asyncio.Lock()
@@ -53,6 +59,11 @@ class Service:
         if self._flows is None:
             raise Unavailable("the service is not ready: its models are being loaded, or it has stopped")
         return self._flows
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether ``check_ready`` has nothing to say."""
+        return not self.draining and self._flows is not None and not self._flows.has_stopped
 
     @property
     def has_started(self) -> bool:
@@ -71,10 +82,10 @@ class Service:
 
     async def start(self) -> None:
         """Warm the models up. Raises ArtifactError for one that does not answer rightly here."""
-        flows = Flows(self.settings, self._catalog, self.metrics)
-        flows.tracer = self.tracer
+        if self._make_tracer is not None:
+            self.tracer = self._make_tracer()
+        flows = Flows(self.settings, self._catalog, self.metrics, self.tracer)
         await flows.start()
-        self.metrics.flows, self.metrics.is_ready = flows, lambda: self.is_ready
         self._flows, self._closed = flows, False
         self._announce(flows.catalog)
 
@@ -82,8 +93,10 @@ class Service:
         """Finish queued work and stop the engine."""
         if self._flows is not None:
             flows, self._flows, self._closed = self._flows, None, True
-            self.metrics.flows = None
             await flows.close()
+        if self.tracer is not None:
+            tracer, self.tracer = self.tracer, None
+            await asyncio.to_thread(tracer.close)
 
     async def reload(self) -> dict[str, Any]:
         """Read keys and artifacts anew and exchange all that changed, or nothing; tells what is served now.
@@ -97,7 +110,7 @@ class Service:
             before = flows.catalog
             try:
                 access = read_access(self.settings.api_keys_file)
-                catalog = await asyncio.to_thread(read_catalog, self._engine, before)
+                catalog = await asyncio.to_thread(read_catalog, self.engine, before)
                 await flows.replace(catalog)
             except (ArtifactError, SettingsError) as error:
                 logger.error("reload refused: %s", error)
@@ -114,13 +127,8 @@ class Service:
                 "models": [model.reference for model in catalog.models],
             }
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether every model is warm, the engine runs, and the end has not begun."""
-        return self._flows is not None and not self._flows.has_stopped and not self.draining
-
     def check_ready(self) -> None:
-        """Raise Unavailable unless ``is_ready``."""
+        """Raise Unavailable unless every model is warm, the engine runs, and the end has not begun."""
         if self.draining:
             raise Unavailable("the service is about to stop")
         if self.flows.has_stopped:
@@ -168,3 +176,18 @@ class Service:
         assert self._folder is not None
         files = {int(path.name.partition("-")[2]): path for path in self._folder.glob("serving-*[0-9]")}
         return {pid: path.read_text() for pid, path in files.items() if Path(f"/proc/{pid}").exists()}
+
+
+def tracer_type() -> type[Tracer] | None:
+    """What makes traces, if an endpoint for them is set. Raises SettingsError where it cannot be imported or used."""
+    endpoint = next((name for name in _TRACES if os.environ.get(name)), None)
+    if endpoint is None or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return None
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if os.environ.get(name, _PROTOCOL) != _PROTOCOL:
+            raise SettingsError(f"{name}: traces are sent by {_PROTOCOL} alone, got {os.environ[name]!r}")
+    try:
+        from service.tracing import Tracer
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"{endpoint}: traces need pip install 'glow-service[otel]' ({error})") from None
+    return Tracer

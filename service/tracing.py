@@ -27,11 +27,16 @@ from starlette.types import Scope
 from service.batcher import Answer, Pass
 
 if TYPE_CHECKING:
-    from service.call import Call
     from service.engine import PassKey
 
 SERVICE_NAME = "glow-service"
-UNTRACED = ("/livez", "/readyz", "/metrics")  # asked for all the time, by machines
+UNTRACED = (
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/v2/health/live",
+    "/v2/health/ready",
+)  # asked for all the time, by machines
 _CLOSE_S = 5  # for what is not sent yet
 
 _propagator = TraceContextTextMapPropagator()
@@ -123,10 +128,10 @@ class Trace:
         self.passes = []
 
     def end(
-        self, route: str, status: int, code: str, model: str, num_rows: int, num_bytes: int, call: Call | None
+        self, route: str, status: int, code: str, model: str, num_rows: int, num_bytes: int, runs_model: bool
     ) -> None:
         """End it, with what the request turned out to be."""
-        if call is not None:
+        if runs_model:
             now = time.perf_counter()
             self._below("encode" if self._ended > self._arrived else "read", self._ended, now)
         span = self._span

@@ -114,8 +114,9 @@ class _Server(uvicorn.Server):
             with suppress(BlockingIOError):
                 while True:
                     adopted.append(listening.accept()[0])
-        closing = asyncio.ensure_future(super().shutdown(sockets))
-        await asyncio.gather(*(self._adopt(loop, connection) for connection in adopted), closing)
+        for server in self.servers:
+            server.close()
+        await asyncio.gather(*(self._adopt(loop, connection) for connection in adopted), super().shutdown(sockets))
 
     async def _adopt(self, loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
         """Answer what a connection asks, once."""

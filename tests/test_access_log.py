@@ -19,8 +19,8 @@ from tests.wire import TABLE
 ROW = {"model": TABLE, "inputs": [[0.5, 1010.25, 3.0]]}
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 FIELDS = {
-    *("time", "request_id", "method", "route", "status", "code", "model", "version", "rows", "bytes", "key", "seconds"),
-    "trace_id",
+    *("time", "request_id", "method", "route", "status", "code", "model", "version", "rows", "bytes", "seconds"),
+    *("key", "trace_id"),
 }
 
 
@@ -86,6 +86,7 @@ async def test_nothing_of_a_body_a_query_or_a_header_is_told(client: httpx.Async
         ("HEAD", "/livez", b"", "/livez", 200, ""),
         ("GET", "/models/none/example", b"", "/models/{name}/example", 404, "model_not_found"),
         ("GET", "/nowhere/at/all", b"", "", 404, "not_found"),
+        ("GET", "/encode", b"", "/encode", 405, "method_not_allowed"),
         ("DELETE", "/models", b"", "/models", 405, "method_not_allowed"),
         ("POST", "/encode", b"{", "/encode", 400, "bad_request"),
     ],

@@ -290,8 +290,7 @@ ROWS = [[0.5, 1010.0, 3.0], [-0.3, 990.0, 7.0]]
 async def read(client: httpx.AsyncClient, model: str = TABLE) -> dict[str, object]:
     response = await client.get(f"/models/{model}/drift")
     assert response.status_code == 200, response.text
-    answer: dict[str, object] = response.json()
-    return answer
+    return dict(response.json())
 
 
 @pytest.fixture

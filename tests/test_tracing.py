@@ -17,7 +17,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, format_span_id, format_trace_id
 
-from service.app import create_app, tracer_type
+from service.app import create_app
+from service.service import tracer_type
 from service.settings import Settings, SettingsError
 from service.tracing import Tracer
 from tests.test_access_log import TRACE

@@ -108,7 +108,7 @@ _REQUEST_ID: dict[str, Any] = {
         "schema": {"type": "string"},
     }
 }
-_SERVER_TIMING: dict[str, Any] = {
+SERVER_TIMING: dict[str, Any] = {
     "Server-Timing": {
         "description": "Milliseconds: read (receive and parse), queue, compute, and total until the answer was begun.",
         "schema": {"type": "string"},
@@ -160,7 +160,7 @@ def route(
         responses |= error_responses(kind)
     if errors.DeadlineExceeded in errors_of:  # it runs a model
         for response in responses.values():
-            response["headers"] = {**response["headers"], **_SERVER_TIMING}
+            response["headers"] = {**response["headers"], **SERVER_TIMING}
     extra: dict[str, Any] = {"parameters": parameters} if parameters else {}
     if body is not None:
         extra["requestBody"] = body
