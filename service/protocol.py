@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service import access_log
 
 MAX_HEAD_BYTES = 2**16
+_REST_S = 2.0  # for what is left of a body that has its answer
 _LAST_S = 0.25  # in which what a caller has sent arrives
 _SMALL = 4096  # bytes that are worth holding back for the next ones
 
@@ -21,11 +22,12 @@ class Protocol(HttpToolsProtocol):
     """What uvicorn runs for a connection. A head must be complete within the time that a connection may be idle."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
     _in_head = False
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_Joining(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(_Joining(transport, self.loop, self._patience_s))  # type: ignore[arg-type]
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -61,6 +63,37 @@ class Protocol(HttpToolsProtocol):
         self._in_head = False
         self._head_arrived()
         super().on_headers_complete()
+        self.headers = _NoTrailers()
+
+    def on_message_complete(self) -> None:
+        if self.cycle.response_complete:  # of which super would not take note
+            self.cycle.more_body = False
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if (
+            self.cycle.response_complete and self.cycle.more_body
+        ):  # an answer that did not need all of the body: whoever sends it has a moment to end
+            self.loop.call_later(_REST_S, self._end_unless_whole, self.cycle)
+
+    def _end_unless_whole(self, cycle: object) -> None:
+        if self.cycle is cycle and self.cycle.more_body:
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self._patience_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+
+    @property
+    def _patience_s(self) -> float:
+        """Seconds that a caller may take to read what waits for it."""
+        return self.config.timeout_graceful_shutdown or 60
 
     def shutdown(self) -> None:
         """End the connection, but not on a request that is on its way: one that asks nothing now has a moment more."""
@@ -96,6 +129,13 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
 
 
+class _NoTrailers(list[tuple[bytes, bytes]]):
+    """Where headers go that come behind a body: nobody reads them, and there may be no end of them."""
+
+    def append(self, header: tuple[bytes, bytes]) -> None:
+        """Drop it."""
+
+
 class _Joining:
     """A transport that holds a small write back until the next one, or until the event loop turns.
 
@@ -103,8 +143,9 @@ class _Joining:
     does for a row. What is held is small, so that backpressure stays the transport's own.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, patience_s: float) -> None:
         self._transport = transport
+        self._patience_s = patience_s
         self._loop = loop
         self._held = b""
 
@@ -124,6 +165,8 @@ class _Joining:
     def close(self) -> None:
         self._flush()
         self._transport.close()
+        if self._transport.get_write_buffer_size():  # and nobody may ever read it
+            self._loop.call_later(self._patience_s, self._transport.abort)
 
     def _flush(self) -> None:
         if self._held:

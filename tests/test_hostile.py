@@ -11,6 +11,7 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -162,3 +163,69 @@ def test_what_is_no_request_ends_its_connection_alone(address: tuple[str, int], 
         other.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         assert b"200 OK" in answered(other)
     assert works(address)
+
+
+POST = b"POST /encode HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+
+
+def closes(connection: socket.socket, within_s: float = 15.0) -> bool:
+    """Whether the server closes a connection of which nothing more is asked."""
+    connection.settimeout(within_s)
+    try:
+        while connection.recv(2**16):
+            pass
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"POST /nothing HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n",  # answered at once
+        b"GET /livez HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n",
+        b"POST /v2/repository/index HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n",
+        b"POST /v2/models/tiny-table/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n",
+        b"POST /admin/reload HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n",
+    ],
+)
+def test_a_body_that_does_not_come_holds_no_connection(address: tuple[str, int], begun: bytes) -> None:
+    with socket.create_connection(address, timeout=20) as connection:
+        connection.sendall(begun + b"{")
+        assert closes(connection)
+    assert works(address)
+
+
+def test_what_comes_behind_a_body_is_dropped_and_ends(address: tuple[str, int]) -> None:
+    chunked = POST + b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n" % (len(ROW), ROW)
+    with socket.create_connection(address, timeout=20) as connection:
+        connection.sendall(chunked + b"x: y\r\n\r\n" + b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        reply = answered(connection)
+        assert reply.count(b"HTTP/1.1 200 OK") == 2
+    with socket.create_connection(address, timeout=20) as connection:
+        connection.sendall(chunked)
+        began = time.monotonic()
+        with suppress(OSError):
+            while time.monotonic() - began < 15:
+                connection.sendall(b"x: y\r\n" * 1000)
+        assert time.monotonic() - began < 14
+    assert works(address)
+
+
+def test_whoever_does_not_read_is_cut_off(address: tuple[str, int]) -> None:
+    ask_for_much = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 200
+    with socket.create_connection(address, timeout=20) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(ask_for_much)
+        time.sleep(4)  # longer than the deadline
+        assert closes(connection)
+    assert works(address)
+
+
+@pytest.mark.parametrize("path", ["/metrics%0A", "/livez%0a", "/models%00", "/admin/reload%0A", "/%1Fmetrics"])
+async def test_a_path_with_a_control_character_is_none(client: httpx.AsyncClient, path: str) -> None:
+    for method in ("GET", "POST"):
+        response = await client.request(method, path)
+        assert (response.status_code, response.json()["code"]) == (404, "not_found")
