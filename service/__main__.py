@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--host", help="address to listen on (GLOW_HOST)")
     parser.add_argument("--port", type=int, help="TCP port to listen on (GLOW_PORT)")
     parser.add_argument("--workers", type=int, help="processes that share the port (GLOW_WORKERS)")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     try:
         given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
         settings = read_settings(**given)
@@ -35,7 +37,7 @@ def main(argv: list[str]) -> int:
             app = create_app(settings, load_first=settings.workers > 1)
             logger.info("serving on %s port %d, %d workers", *bound.getsockname()[:2], settings.workers)
             if settings.workers == 1:
-                return 0 if serve(app, settings, bound) else 1
+                return 0 if serve(app, settings, bound) else 2
             del app
             return 0 if serve_with_workers(settings, bound, given) else 1
     except (SettingsError, ArtifactError, UsageError) as error:

@@ -22,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from service import api, openapi
+from service.artifact import ArtifactError
 from service.call import TIMEOUT_HEADER
 from service.errors import ServiceError
 from service.front import Front, error_response, write_error
@@ -79,8 +80,14 @@ def create_app(settings: Settings, *, load_first: bool = True) -> FastAPI:
             front,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id", TIMEOUT_HEADER],
-            expose_headers=["x-request-id", "retry-after", "server-timing"],
+            allow_headers=[
+                *("authorization", "content-type", "content-encoding", "traceparent", "x-api-key", "x-request-id"),
+                *(TIMEOUT_HEADER, oip.SIZE_HEADER),
+            ],
+            expose_headers=[
+                *("x-request-id", "retry-after", "server-timing", oip.SIZE_HEADER),
+                *(f"x-glow-{name}" for name in ("model", "version", "alpha", "level", "fdr", "seed")),
+            ],
         )
     app.middleware_stack = front
     return app
@@ -109,7 +116,7 @@ async def _load(service: Service) -> None:
 def _end_if_failed(loading: asyncio.Task[None]) -> None:
     """End the process as a signal does, where it has nothing to serve."""
     if not loading.cancelled() and (error := loading.exception()) is not None:
-        logger.critical("the models cannot be served: %s", error, exc_info=error)
+        logger.critical("error: %s", error, exc_info=None if isinstance(error, ArtifactError) else error)
         os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -123,6 +130,7 @@ async def _reload_on_signal(service: Service) -> AsyncIterator[None]:
             await service.reload()
 
     def begin() -> None:
+        logger.info("reloading, as SIGHUP wants")
         task = asyncio.create_task(reload())
         tasks.add(task)
         task.add_done_callback(tasks.discard)
@@ -136,6 +144,9 @@ async def _reload_on_signal(service: Service) -> AsyncIterator[None]:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for task in tasks:
+            task.cancel()
 
 
 def _tune_interpreter() -> None:

@@ -6,20 +6,18 @@ import asyncio
 import gc
 import logging
 import os
-import signal
-from contextlib import suppress
-from pathlib import Path
+import time
 from typing import TYPE_CHECKING, Any
 
 from service.access import Access, read_access
-from service.artifact import ArtifactError, write_whole
+from service.artifact import ArtifactError
 from service.catalog import Catalog, open_catalog, read_catalog
 from service.engine import Engine
 from service.errors import ReloadRefused, Stuck, Unavailable
 from service.flows import Flows, check_settings
 from service.metrics import Metrics
+from service.peers import Peers
 from service.settings import Settings, SettingsError
-from service.shared import shared_folder
 
 if TYPE_CHECKING:
     from service.tracing import Tracer
@@ -51,7 +49,8 @@ class Service:
         check_settings(settings, self._catalog)
         self._flows: Flows | None = None
         self._reloading = asyncio.Lock()
-        self._folder = shared_folder()
+        self._has_flows = asyncio.Event()
+        self._peers = Peers()
 
     @property
     def flows(self) -> Flows:
@@ -62,18 +61,17 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether ``check_ready`` has nothing to say."""
-        return not self.draining and self._flows is not None and not self._flows.has_stopped
+        """Whether ``check_ready`` raises nothing."""
+        try:
+            self.check_ready()
+        except Unavailable:
+            return False
+        return True
 
     @property
     def has_started(self) -> bool:
         """Whether models were ready at any time."""
         return self._flows is not None or self._closed
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether ``check_alive`` has anything to say."""
-        return self._stuck() is not None
 
     @property
     def catalog(self) -> Catalog | None:
@@ -87,12 +85,14 @@ class Service:
         flows = Flows(self.settings, self._catalog, self.metrics, self.tracer)
         await flows.start()
         self._flows, self._closed = flows, False
-        self._announce(flows.catalog)
+        self._announce()
+        self._has_flows.set()
 
     async def close(self) -> None:
         """Finish queued work and stop the engine."""
         if self._flows is not None:
             flows, self._flows, self._closed = self._flows, None, True
+            self._has_flows.clear()
             await flows.close()
         if self.tracer is not None:
             tracer, self.tracer = self.tracer, None
@@ -101,31 +101,49 @@ class Service:
     async def reload(self) -> dict[str, Any]:
         """Read keys and artifacts anew and exchange all that changed, or nothing; tells what is served now.
 
-        Raises ReloadRefused.
+        One reload follows the other, the first when models are warm. Raises ReloadRefused.
         """
-        flows = self.flows
-        if self._reloading.locked():
-            raise ReloadRefused("another reload is under way")
+        await self._has_flows.wait()
         async with self._reloading:
+            flows = self.flows
             before = flows.catalog
             try:
-                access = read_access(self.settings.api_keys_file)
+                access = read_access(self.settings.api_keys_file, self.access)
                 catalog = await asyncio.to_thread(read_catalog, self.engine, before)
                 await flows.replace(catalog)
             except (ArtifactError, SettingsError) as error:
                 logger.error("reload refused: %s", error)
                 raise ReloadRefused(f"{error}; what was served is served on") from error
+            except Exception as error:  # no memory, for one
+                logger.exception("reload failed")
+                raise ReloadRefused("it failed, as the log tells; what was served is served on") from error
+            finally:
+                gc.collect()  # models hold cycles, and else collections are rare
             self.access, self._catalog = access, catalog
-            self._announce(catalog)
-            old, new = (sorted(model.digest for model in models) for models in (before.models, catalog.models))
-            logger.info("reloaded: %d of %d models are new", len(set(new) - set(old)), len(new))
+            self._announce()
+            old = {model.digest for model in before.models}
+            loaded = [model.reference for model in catalog.models if model.digest not in old]
+            logger.info("reloaded: %d of %d models are new", len(loaded), len(catalog.models))
             del before
-            gc.collect()  # models hold cycles, and else collections are rare
-            return {
-                "status": "ok",
-                "loaded": [model.reference for model in catalog.models if model.digest not in old],
-                "models": [model.reference for model in catalog.models],
-            }
+            gc.collect()
+            return {"status": "ok", "loaded": loaded, "models": [model.reference for model in catalog.models]}
+
+    async def reload_all(self) -> dict[str, Any]:
+        """Reload, and have the other workers of this host do so; waits until all of them serve the same.
+
+        Raises ReloadRefused, here or where another worker refuses or does not follow in ``deadline_s``, and Unavailable
+        before models are warm.
+        """
+        _ = self.flows
+        if self._reloading.locked():
+            raise ReloadRefused("another reload is under way")
+        answer = await self.reload()
+        num_workers = await self._peers.bring_along(self.settings.deadline_s)
+        return answer if num_workers is None else {**answer, "workers": num_workers}
+
+    def _announce(self) -> None:
+        files = [f"{path} {model.digest}" for path, model in sorted(self._catalog.files.items())]
+        self._peers.announce("\n".join([self.access.fingerprint, *files]))
 
     def check_ready(self) -> None:
         """Raise Unavailable unless every model is warm, the engine runs, and the end has not begun."""
@@ -136,46 +154,21 @@ class Service:
 
     def check_alive(self) -> None:
         """Raise Stuck where the engine has been at one pass for longer than ``stall_s``, or has ended by itself."""
-        if reason := self._stuck():
-            raise Stuck(reason)
+        if self._flows is None:
+            return
+        if self._flows.busy_s > self.settings.stall_s:
+            raise Stuck(f"the engine has been at one pass for {self._flows.busy_s:.0f} s (GLOW_STALL_S)")
+        if self._flows.has_stopped:
+            raise Stuck("the engine has ended")
 
-    def _stuck(self) -> str | None:
-        flows = self._flows
-        if flows is None:
-            return None
-        if flows.busy_s > self.settings.stall_s:
-            return f"the engine has been at one pass for {flows.busy_s:.0f} s (GLOW_STALL_S)"
-        return "the engine has ended" if flows.has_stopped else None
-
-    async def reload_all(self) -> dict[str, Any]:
-        """Reload, and have the other workers of this host do so; waits until all of them serve the same.
-
-        Raises ReloadRefused, here or where another worker refuses or does not follow in ``deadline_s``.
-        """
-        answer = await self.reload()
-        if self._folder is None:
-            return answer
-        os.kill(os.getppid(), signal.SIGHUP)  # which the supervisor passes on to all
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.deadline_s):
-                while len(set(self._announced().values())) > 1:
-                    await asyncio.sleep(0.1)
-        announced = self._announced()
-        if len(set(announced.values())) > 1:
-            raise ReloadRefused("not all workers serve the same now; their log tells why")
-        return {**answer, "workers": len(announced)}
-
-    def _announce(self, catalog: Catalog) -> None:
-        """Tell the other workers what this one serves."""
-        if self._folder is not None:
-            digests = sorted(model.digest for model in catalog.models)
-            write_whole(self._folder / f"serving-{os.getpid()}", lambda path: path.write_text("\n".join(digests)))
-
-    def _announced(self) -> dict[int, str]:
-        """What each living worker serves."""
-        assert self._folder is not None
-        files = {int(path.name.partition("-")[2]): path for path in self._folder.glob("serving-*[0-9]")}
-        return {pid: path.read_text() for pid, path in files.items() if Path(f"/proc/{pid}").exists()}
+    @property
+    def is_stuck(self) -> bool:
+        """Whether ``check_alive`` raises, or the event loop has turned to nothing for as long."""
+        try:
+            self.check_alive()
+        except Stuck:
+            return True
+        return time.perf_counter() - self.metrics.sampled_at > self.settings.stall_s
 
 
 def tracer_type() -> type[Tracer] | None:

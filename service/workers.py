@@ -28,12 +28,15 @@ from uvicorn.config import STARTUP_FAILURE
 from service import access_log
 from service.app import create_app
 from service.artifact import ArtifactError
+from service.peers import served_files
 from service.protocol import Protocol
 from service.service import Service
 from service.settings import Settings, SettingsError, read_settings
 
 BACKLOG = 2048  # connections that wait to be accepted
-_AGAIN_S = 1.0  # from the start of a worker until it is started again, at least
+_AGAIN_S, _LONG_S = 0.5, 30.0  # until a worker that ended is started again: at first, and where none lasts
+
+_LOOK_S = 1.0  # between two looks at whether this worker is stuck
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +80,8 @@ def serve(app: FastAPI, settings: Settings, bound: socket.socket) -> bool:
     """
     _allow_connections()
     server = _Server(app, settings)
-    server.run(sockets=[bound])
+    with suppress(KeyboardInterrupt):  # which the server raises again once it has ended
+        server.run(sockets=[bound])
     return server.has_served
 
 
@@ -147,16 +151,22 @@ def serve_with_workers(settings: Settings, bound: socket.socket, given: Mapping[
         if settings.cache_dir is None:  # or each would measure, all at once
             environment["GLOW_CACHE_DIR"] = folder
         os.environ.update(environment)  # before workers start: prometheus_client looks at it when it is imported
-        return _Supervisor(settings.workers, bound).run()
+        return _Supervisor(settings.workers, bound, shared).run()
 
 
 class _Supervisor:
-    """Starts workers, and again those that end; passes on SIGHUP, to reload, and SIGTERM and SIGINT, to end."""
+    """Starts workers, and again those that end; passes on SIGHUP, to reload, and SIGTERM and SIGINT, to end.
 
-    def __init__(self, num_workers: int, bound: socket.socket) -> None:
+    Workers that cannot start end the others only where none was ever ready: what they found wrong may be mended.
+    """
+
+    def __init__(self, num_workers: int, bound: socket.socket, shared: Path) -> None:
+        self._shared = shared
         self._num_workers = num_workers
         self._address = bound.getsockname()[:2]
         self._workers: dict[BaseProcess, float] = {}  # and when each was started
+        self._start_at = -math.inf  # when the next worker may start
+        self._pause_s = _AGAIN_S / 2
         self._signals: list[int] = []
         self._wake, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
@@ -167,9 +177,13 @@ class _Supervisor:
             signal.signal(awaited, self._note)
         ending = failed = False
         while self._workers or not ending:
-            while not ending and len(self._workers) < self._num_workers:
+            pause_s = self._start_at - time.monotonic()
+            if not ending and pause_s <= 0 and len(self._workers) < self._num_workers:
                 self._start()
-            ready = wait([self._wake, *(worker.sentinel for worker in self._workers)])
+                continue
+            lacking = not ending and len(self._workers) < self._num_workers
+            sentinels = [worker.sentinel for worker in self._workers]
+            ready = wait([self._wake, *sentinels], pause_s if lacking else None)
             if self._wake in ready:
                 os.read(self._wake, 1024)
             while self._signals:
@@ -180,13 +194,18 @@ class _Supervisor:
             for worker in [worker for worker in self._workers if worker.sentinel in ready]:
                 worker.join()
                 age_s = time.monotonic() - self._workers.pop(worker)
-                if worker.exitcode == STARTUP_FAILURE and not ending:
+                if ending:
+                    continue
+                if worker.exitcode == STARTUP_FAILURE and not served_files(self._shared):
                     logger.error("worker %d cannot serve; ending", worker.pid)
                     ending = failed = True
                     self._tell(signal.SIGTERM)
-                elif not ending:
-                    logger.error("worker %d has ended with %s; starting another", worker.pid, worker.exitcode)
-                    time.sleep(max(0.0, _AGAIN_S - age_s))
+                    continue
+                self._pause_s = _AGAIN_S if age_s > _LONG_S else min(2 * self._pause_s, _LONG_S)
+                self._start_at = time.monotonic() + self._pause_s
+                logger.error(
+                    "worker %d has ended with %s; starting another in %g s", worker.pid, worker.exitcode, self._pause_s
+                )
         return not failed
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -211,6 +230,7 @@ def _work(host: str, port: int) -> None:
     It listens once it is ready, by a socket of its own on the port: with one socket for all, the first worker to wake
     up takes all connections that wait; with one each, the system deals them out.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is ready to reload; what it reads now is new anyway
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     try:
         settings = read_settings()
@@ -233,10 +253,15 @@ def _end_with_supervisor() -> None:
 
 
 def _end_if_stuck(service: Service) -> None:
-    """End this worker where its engine makes no progress: /livez asks whichever worker, which need not be this one."""
-    while not service.is_stuck:
-        time.sleep(1.0)
-    logger.critical("the engine is stuck (GLOW_STALL_S); ending")
+    """End this worker where its engine or its event loop makes no progress: /livez asks another one, as likely as not.
+
+    Twice in a row: after this process was stopped for a while, it has made no progress either.
+    """
+    looks = 0
+    while looks < 2:
+        time.sleep(_LOOK_S)
+        looks = looks + 1 if service.is_stuck else 0
+    logger.critical("the engine or the event loop is stuck (GLOW_STALL_S); ending")
     os._exit(1)
 
 

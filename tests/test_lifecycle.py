@@ -7,6 +7,8 @@ import hashlib
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -230,7 +232,7 @@ def test_a_worker_whose_engine_is_stuck_ends_to_be_started_again(monkeypatch: py
         @property
         def is_stuck(self) -> bool:
             self.looks += 1
-            return self.looks > 2
+            return self.looks in (3, 5, 6)
 
     def end(code: int) -> None:
         raise Ended(code)
@@ -240,7 +242,7 @@ def test_a_worker_whose_engine_is_stuck_ends_to_be_started_again(monkeypatch: py
     service: Any = Stuck()
     with pytest.raises(Ended, match="1"):
         workers._end_if_stuck(service)
-    assert service.looks == 3
+    assert service.looks == 6
 
 
 async def test_nothing_is_served_before_the_models_are_there(settings: Settings) -> None:
@@ -252,18 +254,54 @@ async def test_nothing_is_served_before_the_models_are_there(settings: Settings)
             assert (response.status_code, response.json()["code"]) == (503, "unavailable")
         assert (await client.get("/openapi.json")).status_code == 200
     with pytest.raises(Unavailable):
-        await app.state.service.reload()
+        await app.state.service.reload_all()
 
 
-def test_a_worker_that_dies_is_replaced_and_one_that_cannot_start_ends_all(models_dir: Path, tmp_path: Path) -> None:
-    path = tmp_path / f"{TABLE}.pt"
+def test_workers_go_on_without_one_that_cannot_start_again_until_it_can(models_dir: Path, tmp_path: Path) -> None:
+    path, aside = tmp_path / f"{TABLE}.pt", tmp_path / "aside"
     shutil.copy(models_dir / f"{TABLE}.pt", path)
+    with server("--models", path, "--workers", 2) as (url, process):
+        before = wait_for_workers(process.pid)
+        path.rename(aside)
+        os.kill(before[0], signal.SIGKILL)
+        time.sleep(4)  # in which another tries
+        assert {status(url, "/readyz") for _ in range(8)} == {200}
+        aside.rename(path)
+        assert before[1] in wait_for_workers(process.pid, without=before[0])
+
+
+def test_workers_that_could_never_start_end_the_service() -> None:
+    code = (
+        "from service import workers; from service.settings import Settings\n"
+        "with workers._bind('127.0.0.1', 0, True) as bound:\n"
+        "    raise SystemExit(not workers.serve_with_workers(Settings(workers=2), bound, {'models': 'nothing.pt'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "nothing.pt: No such file or directory" in done.stderr
+    assert "cannot serve; ending" in done.stderr
+
+
+def test_a_signal_that_comes_early_is_not_lost(models_dir: Path, tmp_path: Path) -> None:
+    shutil.copy(models_dir / f"{TABLE}.pt", tmp_path)
     port = free_port()
-    process = start("--models", path, "--workers", 2, "--port", port)
-    wait_until_ready(f"http://127.0.0.1:{port}", process)
-    before = wait_for_workers(process.pid)
-    path.unlink()
-    os.kill(before[0], signal.SIGKILL)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "cannot serve; ending" in stderr
+    process = start("--models", tmp_path, "--port", port)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            try:
+                if status(url, "/livez") == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.02)
+        shutil.copy(models_dir / "tiny-mixed.pt", tmp_path)
+        process.send_signal(signal.SIGHUP)
+        wait_until_ready(url, process)
+        for _ in range(300):
+            if len(httpx.get(f"{url}/models").json()["models"]) == 2:
+                break
+            time.sleep(0.1)
+        assert len(httpx.get(f"{url}/models").json()["models"]) == 2
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
