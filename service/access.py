@@ -84,6 +84,7 @@ class Access:
 
     keys: tuple[tuple[bytes, Caller], ...] = ()
     anyone: Caller = Caller()
+    fingerprint: str = ""  # equal for files that say the same
 
     def check(self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
         """Find who asks, and whether they may. Raises Unauthorized, Forbidden, and QuotaExceeded where none is left."""
@@ -138,12 +139,16 @@ def _key_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     return own
 
 
-def read_access(path: Path | None) -> Access:
-    """Read the keys file; None: no keys. Raises SettingsError, which never quotes what could be a key."""
+def read_access(path: Path | None, before: Access | None = None) -> Access:
+    """Read the keys file; None: no keys. Buckets of keys that were there ``before`` stay as full as they are.
+
+    Raises SettingsError, which never quotes what could be a key.
+    """
     if path is None:
         return Access()
     try:
-        file = _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8")), strict=True)
+        text = path.read_text(encoding="utf-8")
+        file = _File.model_validate(tomllib.loads(text), strict=True)
     except OSError as error:
         raise SettingsError(f"GLOW_API_KEYS_FILE: {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -153,13 +158,16 @@ def read_access(path: Path | None) -> Access:
         where = ".".join(map(str, first["loc"]))
         text = first["msg"].removeprefix("Value error, ")
         raise SettingsError(f"GLOW_API_KEYS_FILE: {path}: {where}{': ' if where else ''}{text}") from None
-    return Access(tuple((bytes.fromhex(key.sha256), _caller(key)) for key in file.keys))
+    known = [caller.bucket for _, caller in before.keys if caller.bucket] if before else []
+    buckets = {bucket.name: bucket for bucket in known}
+    keys = tuple((bytes.fromhex(key.sha256), _caller(key, buckets)) for key in file.keys)
+    return Access(keys, fingerprint=hashlib.sha256(text.encode()).hexdigest())
 
 
-def _caller(key: KeyEntry) -> Caller:
-    bucket, folder = None, shared_folder()
+def _caller(key: KeyEntry, buckets: dict[str, TokenBucket]) -> Caller:
+    bucket = None
     if key.rows_per_second is not None:
         burst = key.burst_rows or max(1, round(BURST_S * key.rows_per_second))
-        path = None if folder is None else folder / f"quota-{key.id}-{key.rows_per_second:g}-{burst}"
-        bucket = TokenBucket(key.id, key.rows_per_second, burst, path)
+        bucket = TokenBucket(key.id, key.rows_per_second, burst, shared_folder())
+        bucket = buckets.get(bucket.name, bucket)
     return Caller(key.id, frozenset(key.scopes), bucket)

@@ -108,7 +108,7 @@ class Batcher(Generic[Key]):
         self._closed = False
         self._beside: deque[tuple[Iterator[None], asyncio.Future[None]]] = deque()
         self._beside_at = -math.inf  # when its next step may run although rows wait
-        self._busy_since = math.inf  # when the engine began what it does now
+        self._busy_since = math.inf  # when the engine began its call; inf between two, and in steps of other work
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._ended: asyncio.Future[None]
         self._loop: asyncio.AbstractEventLoop
@@ -148,7 +148,7 @@ class Batcher(Generic[Key]):
 
     @property
     def busy_s(self) -> float:
-        """Seconds that the engine has been at what it does now; 0 where it waits for rows."""
+        """Seconds that the engine has been at its call; 0 between two. What ``run_beside`` takes may take long."""
         return max(0.0, time.perf_counter() - self._busy_since)
 
     @property
@@ -246,7 +246,7 @@ class Batcher(Generic[Key]):
     def _step(self) -> None:
         """Take one step of the other work, and leave as much time to calls as it took."""
         steps, done = self._beside[0]
-        started = self._busy_since = time.perf_counter()
+        started = time.perf_counter()
         try:
             next(steps)
         except StopIteration:
@@ -255,7 +255,6 @@ class Batcher(Generic[Key]):
         except Exception as error:
             self._beside.popleft()
             self._tell(_fail, done, error.with_traceback(None))
-        self._busy_since = math.inf
         ended = time.perf_counter()
         self._beside_at = 2 * ended - started
 

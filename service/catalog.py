@@ -33,6 +33,7 @@ class Catalog:
     """
 
     def __init__(self, files: Mapping[Path, Model], wanted: str | None = None) -> None:
+        self.files = files
         self._by_reference: dict[str, Model] = {}
         origins: dict[str, Path] = {}
         for path, model in files.items():

@@ -4,6 +4,7 @@ ServiceError
 ├── BadRequest 400            malformed body, or numbers that are not finite
 ├── Unauthorized 401          no key, or none of this service; WWW-Authenticate
 ├── Forbidden 403             a key without the scope that the route needs
+├── NotFound 404              no such path
 ├── ModelNotFound 404
 ├── NotAcceptable 406         no answer of the wanted media type
 ├── ReloadRefused 409         what was to be served instead fails its checks
@@ -61,6 +62,13 @@ class Forbidden(ServiceError):
 
     status = 403
     code = "forbidden"
+
+
+class NotFound(ServiceError):
+    """There is nothing at this path."""
+
+    status = 404
+    code = "not_found"
 
 
 class ModelNotFound(ServiceError):

@@ -42,9 +42,15 @@ class Budget:
     deadline: float = math.inf
     num_rows: int = 0
     bucket: TokenBucket | None = None  # of the caller's key
+    taken: int = 0  # rows, from it
     queue_s: float = 0.0
     compute_s: float = 0.0
     trace: Trace | None = None
+
+    def give_back(self) -> None:
+        """Return what was taken from the caller's quota for a request that nothing was computed for."""
+        if self.bucket is not None and self.taken and not self.compute_s:
+            self.bucket.give_back(self.taken)
 
 
 class Flows:
@@ -67,7 +73,7 @@ class Flows:
             settings.max_queue_rows,
             prepare=lambda: finish(self.catalog.warm_up()),
             observe=self._observe,
-            kind=lambda key: (key.model.name, key.operation, key.reproducible, key.scores),
+            kind=lambda key: (key.model.reference, key.operation, key.reproducible, key.scores),
         )
         self._serve(catalog)
 
@@ -224,7 +230,7 @@ class Flows:
         if budget.compute_s:  # what has been computed for it must not have been in vain
             patience_s = math.inf
         limits = self.settings.model_limits.get(key.model.name)
-        if limits is None or limits.max_queue_rows is None:
+        if limits is None or limits.max_queue_rows is None or budget.compute_s:
             answer = await self._batcher.submit(key, rows, patience_s, budget.trace)
         else:
             answer = await self._submit_within(limits.max_queue_rows, key, rows, patience_s, budget.trace)
@@ -289,6 +295,7 @@ class Flows:
         self.check_rows(model, num, what)
         if budget.bucket is not None:
             budget.bucket.take(num + further)
+            budget.taken += num + further
 
     def _explanation_rows(self, manifest: Manifest, num: int) -> int:
         """Rows that explaining so many runs through the model. Raises TooLarge for more than one request may."""

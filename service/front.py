@@ -22,7 +22,7 @@ from service.access import Caller
 from service.access_log import Seen
 from service.api import ENDPOINTS, Endpoint
 from service.call import Call, Watch
-from service.errors import ServiceError
+from service.errors import NotFound, ServiceError
 from service.metrics import Phases
 from service.oip import routes as oip
 from service.service import Service
@@ -41,6 +41,7 @@ _PAGE_HEADERS = [
         b"img-src 'self' data:; frame-ancestors 'none'",
     ),
 ]
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,8 @@ class Front:
     ) -> None:
         arrived, route = time.perf_counter(), get_route_path(scope)
         try:
+            if _CONTROL.search(route):  # which routes may take for the end of a path, and we do not
+                raise NotFound("no such path")
             caller = self._service.access.check(scope["method"], route, scope["headers"])
         except ServiceError as error:
             response, code = error_response(Request(scope), error)
@@ -139,6 +142,8 @@ class Front:
                     response = await endpoint(call)
             except Exception as error:
                 response, code = error_response(Request(scope), error)
+                if call is not None:
+                    call.budget.give_back()
             read_s, queue_s, compute_s, rest_s = _phases(call, arrived)
             timing = b"read;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f, total;dur=%.3f" % (
                 *(1e3 * read_s, 1e3 * queue_s, 1e3 * compute_s),

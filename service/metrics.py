@@ -9,6 +9,7 @@ Several workers of one host keep their figures in files of ``PROMETHEUS_MULTIPRO
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from bisect import bisect_left
 from collections import defaultdict
@@ -74,6 +75,7 @@ class Metrics:
     def __init__(self) -> None:
         self.drifts: Mapping[tuple[str, str], Drift] = {}
         self.service: Service | None = None
+        self.sampled_at = math.inf  # time.perf_counter() when the event loop last turned to this
         self.in_flight = 0  # requests that run a model and have no answer yet
         self._answered: dict[tuple[str, str], list[tuple[float, ...]]] = defaultdict(list)
         self._passes: dict[tuple[str, str], list[tuple[float, ...]]] = defaultdict(list)
@@ -249,7 +251,8 @@ class Metrics:
             while True:
                 begun = time.perf_counter()
                 await asyncio.sleep(SAMPLE_S)
-                self._loop_lag.observe(max(0.0, time.perf_counter() - begun - SAMPLE_S))
+                self.sampled_at = time.perf_counter()
+                self._loop_lag.observe(max(0.0, self.sampled_at - begun - SAMPLE_S))
                 self._sample()
 
         task = asyncio.create_task(sample())

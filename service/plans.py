@@ -198,7 +198,7 @@ class Measured:
             schedules = yield from self._recall(runner)  # by now, another process may have measured
             if schedules is None:
                 schedules = yield from self._measure_all(runner, seconds)
-                if self._cache_dir is not None:
+                if self._cache_dir is not None and alone:  # what was measured beside requests is for now alone
                     _store(self._path(self._cache_dir, runner), schedules)
             return schedules
 
@@ -319,6 +319,7 @@ def _measure(
             if fault := warm_up(runner, operation, plan, num_rows):
                 logger.warning("%s of %d rows, %s: %s", operation, num_rows, plan, fault)
             else:
+                yield
                 seconds[plan] = _time(runner, operation, plan, num_rows)
             yield
         if not seconds:

@@ -16,11 +16,12 @@ _LAYOUT = np.dtype([("rows", "f8"), ("at", "f8")])  # what it held, and when: se
 class TokenBucket:
     """Fills with ``rate`` rows a second up to ``burst``; empty, it refuses. Full at first."""
 
-    def __init__(self, owner: str, rate: float, burst: int, path: Path | None = None) -> None:
+    def __init__(self, owner: str, rate: float, burst: int, folder: Path | None = None) -> None:
+        self.name = f"quota-{owner}-{rate!r}-{burst}"
         self._owner = owner
         self._rate = rate
         self._burst = burst
-        self._lock, record = shared_record(_LAYOUT, path)
+        self._lock, record = shared_record(_LAYOUT, None if folder is None else folder / self.name)
         self._state = record[0]
 
     def take(self, num_rows: int) -> None:
@@ -36,6 +37,11 @@ class TokenBucket:
                     retry_after_s=(num_rows - held) / self._rate,
                 )
             self._state["rows"] = held - num_rows
+
+    def give_back(self, num_rows: int) -> None:
+        """Put rows back that were taken for nothing."""
+        with self._lock:
+            self._state["rows"] = self._fill() + num_rows
 
     def check(self) -> None:
         """Raise QuotaExceeded where not even one row is left."""

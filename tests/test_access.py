@@ -19,7 +19,7 @@ from service import api, keys
 from service.access import OPEN, Access, read_access, scope_of
 from service.api import ENDPOINTS
 from service.app import create_app
-from service.errors import Forbidden, QuotaExceeded, TooLarge, Unauthorized
+from service.errors import Forbidden, QueueFull, QuotaExceeded, TooLarge, Unauthorized
 from service.oip import routes as oip
 from service.quota import TokenBucket
 from service.settings import Settings, SettingsError
@@ -201,7 +201,7 @@ def test_a_bucket_fills_at_its_rate_and_no_higher_than_its_burst(monkeypatch: py
 
 
 def test_workers_share_a_bucket(tmp_path: Path) -> None:
-    first, second = (TokenBucket("x", 1e-9, 10, tmp_path / "bucket") for _ in range(2))
+    first, second = (TokenBucket("x", 1e-9, 10, tmp_path) for _ in range(2))
     first.take(6)
     second.take(4)
     with pytest.raises(QuotaExceeded):
@@ -334,6 +334,38 @@ async def test_every_answer_says_what_it_must_not_be_taken_for(client: httpx.Asy
         assert headers["cache-control"] == "no-store"
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
         assert headers.get_list("content-security-policy") == [headers["content-security-policy"]]
+
+
+async def test_no_spelling_of_a_path_opens_more_than_its_own(asker: httpx.AsyncClient) -> None:
+    reset = f"/models/{TABLE}/drift/reset"
+    for method, path in (("GET", "/metrics"), ("POST", "/admin/reload"), ("POST", reset)):
+        for spelt in (f"{path}%0A", f"{path}%0D", f"{path}/", f"/{path}", f"{path}%00", f"{path}%2F", path.upper()):
+            for headers in ({}, key("reader")):
+                response = await asker.request(method, f"http://test{spelt}", headers=headers)
+                assert response.status_code in (401, 403, 404, 405), (method, spelt)
+
+
+async def test_rows_that_nothing_was_computed_for_are_given_back(
+    asker: httpx.AsyncClient, guarded: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def busy(*_: object) -> None:
+        raise QueueFull("busy")
+
+    access: Access = guarded.state.service.access
+    bucket = next(caller.bucket for _, caller in access.keys if caller.id == "limited")
+    assert bucket is not None
+    held = bucket._fill()
+    with monkeypatch.context() as patch:
+        patch.setattr(guarded.state.service.flows._batcher, "submit", busy)
+        assert (await asker.post("/encode", json=ROW, headers=key("limited"))).status_code == 429
+    assert bucket._fill() == pytest.approx(held, abs=0.1)
+
+
+def test_buckets_stay_as_full_as_they_are_when_keys_are_read_anew(keys_file: Path) -> None:
+    before = read_access(keys_file)
+    after = read_access(keys_file, before)
+    assert [caller.bucket for _, caller in after.keys] == [caller.bucket for _, caller in before.keys]
+    assert after.fingerprint == before.fingerprint
 
 
 async def test_keys_do_not_reach_the_log(asker: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:

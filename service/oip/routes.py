@@ -26,6 +26,7 @@ from service.openapi import oip as docs
 
 SIZE_HEADER = "inference-header-content-length"  # bytes of JSON before binary tensors
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
+_INDEX = "/v2/repository/index"
 _INFER = re.compile("/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 _SMALL_JSON, _SMALL_BODY = 2**16, 2**22  # bytes that take the event loop less than about a millisecond to parse
 
@@ -33,11 +34,15 @@ router = APIRouter()
 
 
 def find_endpoint(scope: Scope, path: str) -> tuple[Endpoint | None, str]:
-    """The endpoint of an inference and the label of its route; None for any other request.
+    """The endpoint of what has a body, and the label of its route; None for any other request.
 
     The parts of the path are noted in the scope.
     """
-    match = _INFER.fullmatch(path) if scope["method"] == "POST" and path.startswith("/v2/") else None
+    if scope["method"] != "POST" or not path.startswith("/v2/"):
+        return None, path
+    if path == _INDEX:
+        return index, path
+    match = _INFER.fullmatch(path)
     if match is None:
         return None, path
     scope["path_params"] = {"name": match[1], "version": match[2]}
@@ -168,16 +173,15 @@ async def model_statistics(request: Request) -> Response:
     return _statistics(request, [models.find(flows_of(request), **request.path_params)])
 
 
-@router.post("/v2/repository/index", **docs.INDEX)
-async def index(request: Request) -> Response:
+@router.post(_INDEX, **docs.INDEX)
+async def index(call: Call) -> Response:
     """Every model, its version and state. Models cannot be loaded or unloaded from here."""
-    call = Call(request.scope, request.receive)
     body = await call.read_body()
     if body and not isinstance(json_body.read_object(body).get("ready", False), bool):
         raise Unprocessable("ready must be true or false")
     entries = [
         {"name": view.name(model.manifest), "version": model.version, "state": "READY", "reason": ""}
-        for view, model in _served(request)
+        for view, model in _served(call)
     ]
     return Response(orjson.dumps(entries), media_type=json_body.MEDIA_TYPE)
 
