@@ -72,9 +72,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if (
-            self.cycle.response_complete and self.cycle.more_body
-        ):  # an answer that did not need all of the body: whoever sends it has a moment to end
+        if self.cycle.response_complete and self.cycle.more_body:  # who sends on what has its answer may end, soon
             self.loop.call_later(_REST_S, self._end_unless_whole, self.cycle)
 
     def _end_unless_whole(self, cycle: object) -> None:

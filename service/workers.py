@@ -79,6 +79,9 @@ def serve(app: FastAPI, settings: Settings, bound: socket.socket) -> bool:
     here is to notice. Then, or after SIGINT at once, no connection is accepted, and what was asked is answered.
     """
     _allow_connections()
+    # Who runs a single process sees /livez red before it ends; of several workers, it asks one of the others.
+    num_looks = 2 if settings.workers > 1 else 2 + math.ceil(settings.stall_s / _LOOK_S)
+    threading.Thread(target=_end_if_stuck, args=(app.state.service, num_looks), daemon=True).start()
     server = _Server(app, settings)
     with suppress(KeyboardInterrupt):  # which the server raises again once it has ended
         server.run(sockets=[bound])
@@ -239,7 +242,6 @@ def _work(host: str, port: int) -> None:
     except (SettingsError, ArtifactError) as error:  # an artifact was exchanged since the start
         logger.error("%s", error)
         sys.exit(STARTUP_FAILURE)
-    threading.Thread(target=_end_if_stuck, args=(app.state.service,), daemon=True).start()
     with _bind(host, port, shared=True) as bound:
         serve(app, settings, bound)
 
@@ -252,15 +254,15 @@ def _end_with_supervisor() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _end_if_stuck(service: Service) -> None:
-    """End this worker where its engine or its event loop makes no progress: /livez asks another one, as likely as not.
+def _end_if_stuck(service: Service, num_looks: int) -> None:
+    """End this process where its engine or its event loop makes no progress, to be started again.
 
-    Twice in a row: after this process was stopped for a while, it has made no progress either.
+    Seen several times in a row: after it was stopped for a while, it has made no progress either.
     """
-    looks = 0
-    while looks < 2:
+    seen = 0
+    while seen < num_looks:
         time.sleep(_LOOK_S)
-        looks = looks + 1 if service.is_stuck else 0
+        seen = seen + 1 if service.is_stuck else 0
     logger.critical("the engine or the event loop is stuck (GLOW_STALL_S); ending")
     os._exit(1)
 

@@ -222,7 +222,7 @@ async def test_an_engine_that_is_stuck_turns_liveness_red(
         assert (await client.get("/livez")).status_code == 200
 
 
-def test_a_worker_whose_engine_is_stuck_ends_to_be_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_whose_engine_is_stuck_ends_to_be_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     class Ended(Exception):
         pass
 
@@ -241,7 +241,7 @@ def test_a_worker_whose_engine_is_stuck_ends_to_be_started_again(monkeypatch: py
     monkeypatch.setattr("service.workers.os._exit", end)
     service: Any = Stuck()
     with pytest.raises(Ended, match="1"):
-        workers._end_if_stuck(service)
+        workers._end_if_stuck(service, 2)
     assert service.looks == 6
 
 
