@@ -122,8 +122,8 @@ class Settings(BaseSettings):
         30.0,
         gt=0,
         le=3600,
-        description="Seconds of one forward pass after which the engine is stuck: /livez answers 503, and a process that "
-        "stays so ends.",
+        description="Seconds of one forward pass after which the engine is stuck: /livez answers 503, and a process "
+        "that stays so ends.",
     )
     keep_alive_s: int = Field(75, ge=1, le=3600, description="Seconds that a connection may be idle.")
     drift_delta: float = Field(
