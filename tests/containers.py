@@ -111,6 +111,7 @@ def stack() -> Iterator[Stack]:
             "COMPOSE_PROJECT_NAME": f"glow-docker-test-{os.getpid()}",
             "IMAGE": f"glow-docker-test-{os.getpid()}",
             "PORT": str(free_port()),
+            "GLOW_THREADS": "1",  # the machine may be busy with other things
             "USER_ID": str(user),
             "GROUP_ID": str(user),
             **{part: str(folder) for part, folder in folders.items()},
@@ -272,7 +273,7 @@ def test_a_stop_under_load_loses_no_request(stack: Stack) -> None:
 
     with ThreadPoolExecutor(9) as pool:
         quick = [pool.submit(send, "/sample?model=breast-cancer&n=1&seed=1") for _ in range(6)]
-        slow = [pool.submit(send, "/sample?n=2048&seed=1&format=npy") for _ in range(2)]
+        slow = [pool.submit(send, "/sample?n=512&seed=1&format=npy") for _ in range(2)]
         time.sleep(2)
         stopped = pool.submit(stack.compose, "stop", "cpu")
         try:
@@ -281,11 +282,16 @@ def test_a_stop_under_load_loses_no_request(stack: Stack) -> None:
             not_ready = time.monotonic()
             assert ready == 503, "the service ended before /readyz said 503: it does not drain"
             time.sleep(2)
+            moved = True
+            time.sleep(2)  # and one that is still at work when connections are no longer taken
+            assert httpx.get(f"{url}/sample?n=4096&seed=1&format=npy", timeout=60).status_code == 200
+            assert time.monotonic() > not_ready + 5
         finally:
             moved = True
         outcomes = [outcome for future in (*quick, *slow) for outcome in future.result()]
         stopped.result()
-    assert {outcome for _, _, outcome in outcomes} == {"200"}
+    lost = [f"{outcome} after {end - began:.1f} s" for began, end, outcome in outcomes if outcome != "200"]
+    assert lost == []
     late = sum(began > not_ready for began, _, _ in outcomes)
     last_s = max(end for _, end, _ in outcomes) - not_ready
     print(f"{len(outcomes)} requests, {late} begun while not ready, the last answered {last_s:.1f} s after")
@@ -310,5 +316,5 @@ def test_the_trainer_leaves_an_artifact_that_a_reload_serves(stack: Stack) -> No
     stack.compose("run", "--rm", "train", "tiny.toml", "--set=training.steps=30")  # goes on where it was
     assert (models / "tiny.pt").stat().st_mtime > first.st_mtime
     assert "20" in (stack.folder / "runs" / "tiny" / "report.md").read_text()
-    stack.compose("kill", "--signal" if stack.command[0] == "docker" else "-s", "SIGHUP", "cpu")
+    stack.compose("kill", "-s", "SIGHUP", "cpu")
     wait_for(f"{stack.url}/models/tiny", 200, seconds=30)
