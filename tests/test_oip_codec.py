@@ -168,6 +168,12 @@ def binary(size: Any, **changes: Any) -> dict[str, Any]:
         (with_tensor(shape=[1, 2**62]), b"", Unprocessable, "must be 4611686018427387904 numbers"),
         (with_tensor(shape=[2, 1], data=[[1, 2]]), b"", Unprocessable, r"nested as its shape \[2, 1\], got \[1, 2\]"),
         (with_tensor(data=[1, None]), b"", Unprocessable, r"x\[1\] must be a number, got null"),
+        (with_tensor(data="AAAA"), b"", Unprocessable, "data of input 'x' must be a list, got a string"),
+        ({"inputs": [{**TENSOR, "shape": [9, 2], "data": {}}]}, b"", Unprocessable, "must be a list, got an object"),
+        ({**with_tensor(shape=[9, 2]), "outputs": {}}, b"", Unprocessable, "outputs must be a list"),
+        ({**with_tensor(shape=[9, 2]), "parameters": 3}, b"", Unprocessable, "must be an object"),
+        (binary(8, shape=[9, 2]), bytes(8), Unprocessable, "must be 72"),
+        (binary(72, shape=[9, 2]), b"", TooLarge, "9 rows"),
         (
             with_tensor(datatype="INT8", data=[1, 300]),
             b"",
@@ -212,6 +218,14 @@ def test_a_request_that_contradicts_itself_is_told_where(
     head = json.dumps(request_json).encode()
     with pytest.raises(kind, match=message):
         codec.read(head + rest, len(head), at_most_three)
+
+
+def test_what_clients_say_of_the_kind_of_their_content_changes_nothing() -> None:
+    kind = {"parameters": {"content_type": "np"}}
+    request = {"inputs": [{**TENSOR, **kind}], "outputs": [{"name": "y", **kind}], **kind}
+    told, plain = (read(json.dumps(body).encode()) for body in (request, {**with_tensor(), "outputs": [{"name": "y"}]}))
+    np.testing.assert_array_equal(told.inputs["x"], plain.inputs["x"], strict=True)
+    assert (told.outputs, told.parameters) == (plain.outputs, plain.parameters) == ({"y": False}, {})
 
 
 def test_json_longer_than_the_body_is_refused() -> None:

@@ -31,10 +31,11 @@ DATATYPES: dict[str, np.dtype[Any]] = {
 }
 MAX_ENTRIES = 16  # inputs, outputs and parameters, of each
 _MAX_DIMS = 4  # (B, C, H, W)
-_MAX_ID = 256  # characters
+MAX_NAME, MAX_ID = 100, 256  # characters
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()} | {np.dtype(np.bool_): "BOOL"}
+CONTENT_TYPE = "content_type"  # by which KServe's other servers tell arrays from texts; there are arrays alone here
 # Parameters that the protocol keeps for itself; those that are no business of a model without a state are ignored.
-_IGNORED = ("sequence_id", "sequence_start", "sequence_end", "priority", "headers")
+_IGNORED = ("sequence_id", "sequence_start", "sequence_end", "priority", "headers", CONTENT_TYPE)
 _IGNORED_PREFIX = "triton_"
 
 
@@ -65,6 +66,14 @@ class _Numbers(NamedTuple):
     shape: list[int]
 
 
+class _Tensor(NamedTuple):
+    """An input before its numbers are read."""
+
+    dtype: np.dtype[Any]
+    shape: list[int]
+    data: list[Any] | _Numbers | None  # None: in binary behind the JSON
+
+
 def datatype_of(dtype: npt.DTypeLike) -> str:
     """Name of a dtype in the protocol."""
     return _NAMES[np.dtype(dtype)]
@@ -74,41 +83,38 @@ def read(body: Body, json_size: int | None, check_rows: Callable[[int], None]) -
     """Read a request whose first ``json_size`` bytes are JSON, all of them where it is None.
 
     Arrays are aligned and writable; those of binary tensors are copied at most once. ``check_rows`` gets the first size
-    of each tensor's shape before it is converted, and may raise. Members that the protocol does not know are ignored.
-    Raises BadRequest for bytes that are no request, Unprocessable for one that contradicts itself.
+    of each tensor's shape once the form of the request is known to be right, and may raise; numbers are converted
+    then. Members that the protocol does not know are ignored. Raises BadRequest for bytes that are no request,
+    Unprocessable for one that contradicts itself.
     """
     if json_size is None:
         json_size = len(body)
     elif json_size > len(body):
         raise BadRequest(f"the JSON is said to have {json_size} bytes, but the body has {len(body)}")
     members = _parse(body, json_size)
-    inputs: dict[str, Array] = {}
+    tensors: dict[str, _Tensor] = {}
+    for entry in members["inputs"]:
+        name = _name(entry, "input", tensors)
+        tensors[name] = _tensor(entry, name)
+    request = _request(members)
+    for tensor in tensors.values():
+        check_rows(tensor.shape[0])
     start = json_size
-    for tensor in members["inputs"]:
-        name = _name(tensor, "input", inputs)
-        dtype, shape, parameters = _dtype(tensor, name), _shape(tensor, name), _object(tensor, f"input {name!r}")
-        check_rows(shape[0])
-        _known(parameters, ("binary_data_size",), f"input {name!r}")
-        if "binary_data_size" not in parameters:
-            inputs[name] = _from_json(tensor, name, dtype, shape)
+    for name, tensor in tensors.items():
+        if tensor.data is not None:
+            request.inputs[name] = _from_json(tensor.data, name, tensor.dtype, tensor.shape)
             continue
-        if "data" in tensor:
-            raise Unprocessable(f"input {name!r} has both data and binary_data_size")
-        size = math.prod(shape) * dtype.itemsize
-        if type(parameters["binary_data_size"]) is not int or parameters["binary_data_size"] != size:
-            raise Unprocessable(
-                f"binary_data_size of input {name!r} must be {size}, the bytes of shape {shape} in {_NAMES[dtype]}"
-            )
+        size = math.prod(tensor.shape) * tensor.dtype.itemsize
         if start + size > len(body):
             raise BadRequest(
                 f"input {name!r} has {size} bytes, but {len(body) - start} are left behind the JSON, whose size "
                 "Inference-Header-Content-Length tells"
             )
-        inputs[name] = _from_bytes(body, dtype, shape, start)
+        request.inputs[name] = _from_bytes(body, tensor.dtype, tensor.shape, start)
         start += size
     if start != len(body):
         raise BadRequest(f"{len(body) - start} bytes follow the last tensor")
-    return _request(members, inputs)
+    return request
 
 
 def read_raw(body: Body, name: str, datatype: str, row_shape: Sequence[int]) -> InferRequest:
@@ -197,16 +203,36 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
     return value.as_dict() if isinstance(value, simdjson.Object) else value
 
 
-def _request(members: dict[str, Any], inputs: dict[str, Array]) -> InferRequest:
-    """Check all but the inputs."""
+def _tensor(entry: dict[str, Any], name: str) -> _Tensor:
+    """Check the form of an input."""
+    dtype, shape, parameters = _dtype(entry, name), _shape(entry, name), _object(entry, f"input {name!r}")
+    _known(parameters, ("binary_data_size",), f"input {name!r}")
+    if "binary_data_size" not in parameters:
+        if "data" not in entry:
+            raise Unprocessable(f"input {name!r} has neither data nor the parameter binary_data_size")
+        if not isinstance(entry["data"], list | _Numbers):
+            raise Unprocessable(f"data of input {name!r} must be a list, got {json_body.kind_of(entry['data'])}")
+        return _Tensor(dtype, shape, entry["data"])
+    if "data" in entry:
+        raise Unprocessable(f"input {name!r} has both data and binary_data_size")
+    size = math.prod(shape) * dtype.itemsize
+    if type(parameters["binary_data_size"]) is not int or parameters["binary_data_size"] != size:
+        raise Unprocessable(
+            f"binary_data_size of input {name!r} must be {size}, the bytes of shape {shape} in {_NAMES[dtype]}"
+        )
+    return _Tensor(dtype, shape, None)
+
+
+def _request(members: dict[str, Any]) -> InferRequest:
+    """Check all but the inputs, which are left out."""
     parameters = _object(members, "the request")
     if len(parameters) > MAX_ENTRIES:
         raise Unprocessable(f"the request has {len(parameters)} parameters; {MAX_ENTRIES} are the most")
     for name in [name for name in parameters if name in _IGNORED or name.startswith(_IGNORED_PREFIX)]:
         del parameters[name]
     identity = members.get("id")
-    if identity is not None and not (isinstance(identity, str) and len(identity) <= _MAX_ID):
-        raise Unprocessable(f"id must be a string of at most {_MAX_ID} characters")
+    if identity is not None and not (isinstance(identity, str) and len(identity) <= MAX_ID):
+        raise Unprocessable(f"id must be a string of at most {MAX_ID} characters")
     timeout = parameters.pop("timeout", 0)
     if type(timeout) is not int or timeout < 0:
         raise Unprocessable("timeout must be a whole number of microseconds, 0 for none")
@@ -217,7 +243,7 @@ def _request(members: dict[str, Any], inputs: dict[str, Array]) -> InferRequest:
         wanted = _object(tensor, f"output {name!r}")
         _known(wanted, ("binary_data",), f"output {name!r}")
         outputs[name] = _boolean(wanted.get("binary_data", binary), f"binary_data of output {name!r}")
-    return InferRequest(inputs, outputs or None, parameters, identity, timeout / 1e6 if timeout else None, binary)
+    return InferRequest({}, outputs or None, parameters, identity, timeout / 1e6 if timeout else None, binary)
 
 
 def _entries(members: dict[str, Any], key: str) -> list[dict[str, Any]]:
@@ -242,7 +268,7 @@ def _object(members: dict[str, Any], of: str) -> dict[str, Any]:
 
 
 def _known(parameters: dict[str, Any], known: tuple[str, ...], of: str) -> None:
-    for name in parameters.keys() - set(known):
+    for name in parameters.keys() - {*known, CONTENT_TYPE}:
         raise Unprocessable(f"parameter {name[:100]!r} of {of} is not offered; {', '.join(known)} is")
 
 
@@ -254,8 +280,8 @@ def _boolean(value: object, name: str) -> bool:
 
 def _name(tensor: dict[str, Any], what: str, others: Iterable[str]) -> str:
     name = tensor.get("name")
-    if not isinstance(name, str) or not 0 < len(name) <= 100:
-        raise Unprocessable(f"each {what} must have a name of 1 to 100 characters")
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
+        raise Unprocessable(f"each {what} must have a name of 1 to {MAX_NAME} characters")
     if name in others:
         raise Unprocessable(f"{what} {name!r} is given more than once")
     return name
@@ -285,10 +311,7 @@ def _from_bytes(body: Body, dtype: np.dtype[Any], shape: list[int], start: int) 
     return np.require(flat, requirements=("ALIGNED", "WRITEABLE")).reshape(shape)
 
 
-def _from_json(tensor: dict[str, Any], name: str, dtype: np.dtype[Any], shape: list[int]) -> Array:
-    if "data" not in tensor:
-        raise Unprocessable(f"input {name!r} has neither data nor the parameter binary_data_size")
-    data = tensor["data"]
+def _from_json(data: list[Any] | _Numbers, name: str, dtype: np.dtype[Any], shape: list[int]) -> Array:
     wide = np.dtype(f"{dtype.kind}8")
     array = _fast_numbers(data, wide) if isinstance(data, _Numbers) else None
     if array is None:

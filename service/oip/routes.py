@@ -104,7 +104,10 @@ def _json_size(call: Call) -> int | None:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) <= 18):
         raise BadRequest(f"Inference-Header-Content-Length is {text[:100]!r}; it must be a whole number of bytes")
-    return int(text)
+    size = int(text)
+    if size == 0 and call.header("content-type") and call.media_type == json_body.MEDIA_TYPE:
+        raise BadRequest("Inference-Header-Content-Length is 0, but Content-Type says that the body is JSON")
+    return size
 
 
 @router.get("/v2", **docs.SERVER)
