@@ -1,6 +1,8 @@
 """The Open Inference Protocol as its clients speak it: Triton's, and plain JSON as KServe's documents have it."""
 
 import itertools
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, triton_to_np_dtype
 
 from service.artifact import within_tolerance
+from tests.test_access import entry, key
 from tests.test_server import server
 from tests.wire import IMAGES, MIXED, TABLE
 
@@ -243,6 +246,13 @@ def test_the_client_is_told_what_is_wrong(
     assert message in error.value.message()
 
 
+def test_a_tensor_alone_is_no_json(served: Served) -> None:
+    for media_type, status in (("application/json", 400), ("application/octet-stream", 200), ("", 200)):
+        headers = {"inference-header-content-length": "0", **({"content-type": media_type} if media_type else {})}
+        response = served.http.post(f"/v2/models/{TABLE}/infer", content=ROW.tobytes(), headers=headers)
+        assert response.status_code == status, response.text
+
+
 @pytest.mark.parametrize("size", ["-1", "x", "1e3", "99", "1" * 30])
 def test_a_size_of_the_json_that_cannot_be_is_refused(served: Served, size: str) -> None:
     headers = {"inference-header-content-length": size}
@@ -267,9 +277,9 @@ def test_the_server_describes_itself_and_its_models(served: Served) -> None:
     names = [f"{name}{suffix}" for name in (IMAGES, MIXED, TABLE) for suffix in SUFFIXES]
     assert served.http.get("/v2/models").json() == {"models": names}
     index = client.get_model_repository_index()
-    assert [(entry["name"], entry["state"]) for entry in index] == [(name, "READY") for name in names]
-    for entry in index:
-        name, version = entry["name"], entry["version"]
+    assert [(listed["name"], listed["state"]) for listed in index] == [(name, "READY") for name in names]
+    for listed in index:
+        name, version = listed["name"], listed["version"]
         assert client.is_model_ready(name)
         assert client.is_model_ready(name, version)
         metadata = client.get_model_metadata(name, version)
@@ -324,3 +334,35 @@ def test_inferences_have_few_labels_in_the_metrics(served: Served) -> None:
     text = served.http.get("/metrics").text
     assert f'glow_requests_total{{model="{TABLE}",route="/v2/models/{{name}}.encode/infer",status="200"}}' in text
     assert "nothing" not in text
+
+
+def test_a_client_with_a_key_is_served_until_the_last_and_told_of_the_end(models_dir: Path, tmp_path: Path) -> None:
+    path, x = tmp_path / "keys.toml", np.array([[0.5, 1010.0, 3.0]])
+    path.write_text(entry("reader", ["infer"]))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("API_KEYS_FILE", str(path)), ("DRAIN_DELAY_S", "3"), ("PLAN", "optimized")):
+            patch.setenv(f"GLOW_{name}", value)
+        with server("--models", models_dir / f"{TABLE}.pt") as (url, process):
+            client = triton.InferenceServerClient(url.removeprefix("http://"))
+            for ask in (
+                client.get_server_metadata,
+                lambda **others: client.get_model_metadata(TABLE, **others),
+                lambda **others: client.get_model_config(TABLE, **others),
+                client.get_inference_statistics,
+                client.get_model_repository_index,
+                lambda **others: client.infer(TABLE, tensors({"x": x}), **others),
+            ):
+                with pytest.raises(InferenceServerException, match="a key is needed") as error:
+                    ask()
+                assert error.value.status() == "401"
+                assert ask(headers=key("reader"))
+            ready = [client.is_model_ready(TABLE), client.is_model_ready(TABLE, headers=key("reader"))]
+            assert (client.is_server_live(), client.is_server_ready(), *ready) == (True, True, False, True)
+            process.send_signal(signal.SIGTERM)
+            while client.is_server_ready():
+                time.sleep(0.01)
+            assert client.is_server_live()
+            assert not client.is_model_ready(TABLE, headers=key("reader"))
+            assert client.infer(TABLE, tensors({"x": x}), headers=key("reader")).as_numpy("p_value").size == 1
+            client.close()
+            process.wait(30)

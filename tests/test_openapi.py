@@ -53,6 +53,7 @@ async def test_every_route_describes_its_answer_and_its_errors(document: dict[st
             for what in ("", "/ready", "/config", "/stats", "/infer")
         ),
     }
+    assert "x-request-timeout-ms" in document["info"]["description"]  # a header of all that run a model
     for path, method, operation in operations(document):
         content = operation["responses"]["200"]["content"]
         answer = content.get(JSON) or content["text/plain"]
@@ -62,6 +63,9 @@ async def test_every_route_describes_its_answer_and_its_errors(document: dict[st
             assert {"400", "404", "406", "413", "415", "422", "429", "503", "504"} <= operation["responses"].keys()
         if path.endswith("/infer"):
             assert {"400", "404", "413", "415", "422", "429", "503", "504"} <= operation["responses"].keys()
+        assert operation.get("security", []) == (
+            [{"bearer": []}, {"key": []}] if "403" in operation["responses"] else []
+        )
         for status, response in operation["responses"].items():
             assert "X-Request-ID" in response["headers"]
             assert ("Server-Timing" in response["headers"]) is path.endswith(RUNS_A_MODEL)

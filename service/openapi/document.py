@@ -9,11 +9,18 @@ from fastapi.openapi.utils import get_openapi
 
 from service import errors
 from service.access import ANONYMOUS, scope_of
+from service.call import TIMEOUT_HEADER
 from service.catalog import Catalog
 from service.codecs import json_body
 from service.openapi.examples import examples_of, parts_of
 from service.openapi.parts import error_responses
 
+_ABOUT = f"""Any request may have these headers:
+
+* `X-Request-ID`, 1 to 128 of A-Z a-z 0-9 . _ -, which comes back with the answer and in the log;
+* `{TIMEOUT_HEADER}`, where it runs a model: milliseconds, 1 to 999999999, after which no answer is of use any more. It
+  gets a 504 then, or after GLOW_DEADLINE_S if that is sooner.
+"""
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -24,7 +31,7 @@ def document(app: FastAPI, catalog: Catalog | None, has_keys: bool) -> dict[str,
     """Assemble the document, each JSON body with working examples of the served models, and who may ask for what."""
     models = [] if catalog is None else catalog.models
     manifests = {model.name: model.manifest for model in models if catalog and catalog.answers_for_name(model)}
-    spec = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+    spec = get_openapi(title=app.title, version=app.version, summary=app.summary, description=_ABOUT, routes=app.routes)
     for path, bodies in examples_of(manifests).items():
         examples = {name: {"value": body} for name, body in bodies.items()}
         spec["paths"][path]["post"]["requestBody"]["content"][json_body.MEDIA_TYPE]["examples"] = examples
@@ -32,15 +39,11 @@ def document(app: FastAPI, catalog: Catalog | None, has_keys: bool) -> dict[str,
         parts = parts_of(path, manifests)
         for method, operation in item.items():
             scope = scope_of(method.upper(), path)
-            refusals: list[type[errors.ServiceError]] = []
-            if scope is not None and has_keys:
-                operation["security"] = [{name: []} for name in _SCHEMES]
-                refusals.append(errors.Unauthorized)
             if scope is not None and (has_keys or scope not in ANONYMOUS):
-                refusals.append(errors.Forbidden)
+                operation["security"] = [{name: []} for name in _SCHEMES]
                 operation["description"] += f"\n\nNeeds a key with the scope `{scope}`."
-            for kind in refusals:
-                operation["responses"] |= {str(status): text for status, text in error_responses(kind).items()}
+                for kind in (errors.Unauthorized, errors.Forbidden) if has_keys else (errors.Forbidden,):
+                    operation["responses"] |= {str(status): text for status, text in error_responses(kind).items()}
             for parameter in operation.get("parameters", []):
                 if parameter["in"] == "path":
                     values = parts[parameter["name"]].items()
@@ -51,5 +54,5 @@ def document(app: FastAPI, catalog: Catalog | None, has_keys: bool) -> dict[str,
             # FastAPI promises its own validation error for every path parameter; a plain string never fails it.
             if "example" not in operation["responses"].get("422", {}).get("content", {}).get(json_body.MEDIA_TYPE, {}):
                 operation["responses"].pop("422", None)
-    spec["components"] = {"securitySchemes": _SCHEMES} if has_keys else {}
+    spec["components"] = {"securitySchemes": _SCHEMES}
     return spec

@@ -12,7 +12,6 @@ from service.openapi.parts import (
     MODEL_ERRORS,
     NUMBERS,
     READY_ERRORS,
-    TIMEOUT,
     Route,
     Schema,
     json_content,
@@ -23,6 +22,7 @@ from service.openapi.parts import (
 _MODEL = "breast-cancer"
 _VERSION = "0123456789ab"
 _TEXT: Schema = {"type": "string"}
+_NAME: Schema = {**_TEXT, "minLength": 1, "maxLength": codec.MAX_NAME}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _SHAPE: Schema = {"type": "array", "items": {"type": "integer"}}
 
@@ -35,15 +35,20 @@ _OF_MODEL = [_path_parameter("name", "An artifact's name, or that with `.encode`
 _OF_VERSION = [*_OF_MODEL, _path_parameter("version", "First 12 hex digits of the flow's digest.")]
 _PARAMETERS: Schema = {"type": "object", "maxProperties": codec.MAX_ENTRIES}
 _DATATYPE: Schema = {"enum": list(codec.DATATYPES)}
+_IGNORED: Schema = {codec.CONTENT_TYPE: {"description": "Ignored."}}
 _REQUEST_TENSOR: Schema = {
     "type": "object",
     "properties": {
-        "name": _TEXT,
+        "name": _NAME,
         "datatype": _DATATYPE,
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 4},
         "data": {"type": "array", "description": "Numbers, flat in row-major order or nested as the shape."},
         "parameters": object_schema(
-            {"binary_data_size": {**_COUNT, "description": "Bytes of the tensor behind the JSON, instead of data."}}, []
+            {
+                "binary_data_size": {**_COUNT, "description": "Bytes of the tensor behind the JSON, instead of data."},
+                **_IGNORED,
+            },
+            [],
         ),
     },
     "required": ["name", "datatype", "shape"],
@@ -51,7 +56,7 @@ _REQUEST_TENSOR: Schema = {
 _REQUEST: Schema = {
     "type": "object",
     "properties": {
-        "id": {"type": "string", "maxLength": 256, "description": "Comes back with the answer."},
+        "id": {"type": "string", "maxLength": codec.MAX_ID, "description": "Comes back with the answer."},
         "inputs": {"type": "array", "items": _REQUEST_TENSOR, "maxItems": codec.MAX_ENTRIES},
         "outputs": {
             "type": "array",
@@ -59,7 +64,10 @@ _REQUEST: Schema = {
             "description": "Those wanted, each in JSON or in binary; all in absence.",
             "items": {
                 "type": "object",
-                "properties": {"name": _TEXT, "parameters": object_schema({"binary_data": {"type": "boolean"}}, [])},
+                "properties": {
+                    "name": _NAME,
+                    "parameters": object_schema({"binary_data": {"type": "boolean"}, **_IGNORED}, []),
+                },
                 "required": ["name"],
             },
         },
@@ -137,7 +145,7 @@ _INFER_ERRORS = [
     *MODEL_ERRORS,
 ]
 INFER, INFER_VERSION = (
-    route({**_ANSWER, **_BINARY}, _INFER_ERRORS, [*path, _SIZE, TIMEOUT], _BODY) for path in (_OF_MODEL, _OF_VERSION)
+    route({**_ANSWER, **_BINARY}, _INFER_ERRORS, [*path, _SIZE], _BODY) for path in (_OF_MODEL, _OF_VERSION)
 )
 SERVER = route(
     json_content(
@@ -258,7 +266,7 @@ INDEX = route(
         },
     ),
     [errors.BadRequest, errors.UnsupportedMediaType, errors.Unprocessable, errors.TooLarge, *READY_ERRORS],
-    [TIMEOUT],
+    [],
     {
         "required": False,
         "content": {

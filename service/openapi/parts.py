@@ -8,7 +8,6 @@ from typing import Any, TypedDict
 from pydantic import BaseModel
 
 from service import errors
-from service.call import TIMEOUT_HEADER
 from service.codecs import arrow, image, json_body, npy
 
 Schema = dict[str, Any]
@@ -138,10 +137,12 @@ def error_responses(kind: type[errors.ServiceError]) -> dict[int | str, dict[str
         "description": str(kind.__doc__),
         "content": {json_body.MEDIA_TYPE: {"schema": _ERROR_SCHEMA, "example": example}},
     }
-    response["headers"] = _REQUEST_ID
+    response["headers"] = {
+        **_REQUEST_ID,
+        **{name: {"schema": {"const": value}} for name, value in kind.headers.items()},
+    }
     if kind.retry_after_s is not None:
-        retry = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
-        response["headers"] = {**_REQUEST_ID, "Retry-After": retry}
+        response["headers"]["Retry-After"] = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
     return {kind.status: response}
 
 
@@ -167,13 +168,6 @@ def route(
     return {"openapi_extra": extra, "responses": responses}
 
 
-TIMEOUT: Schema = {
-    "name": TIMEOUT_HEADER,
-    "in": "header",
-    "required": False,
-    "description": "Milliseconds after which no answer is of use any more: 504; at most GLOW_DEADLINE_S.",
-    "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
-}
 READY_ERRORS = [errors.Unavailable]
 MODEL_ERRORS = [errors.ModelNotFound, *READY_ERRORS]
 RUN_ERRORS = [

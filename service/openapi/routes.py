@@ -17,7 +17,6 @@ from service.openapi.parts import (
     MODEL_ERRORS,
     NUMBERS,
     READY_ERRORS,
-    TIMEOUT,
     Schema,
     answer_json,
     binary_answers,
@@ -99,7 +98,7 @@ LOG_LIKELIHOOD = route(
         image.MEDIA_TYPES[0]: {"schema": _OVERLAYS},
     },
     BODY_ERRORS,
-    [*query_parameters(ScoreOptions), TIMEOUT],
+    query_parameters(ScoreOptions),
     rows_body("inputs", INPUTS, ScoreOptions, images=True),
 )
 ENCODE = route(
@@ -112,7 +111,7 @@ ENCODE = route(
         **binary_answers(npy.MEDIA_TYPE, arrow.MEDIA_TYPE),
     },
     BODY_ERRORS,
-    [*query_parameters(EncodeOptions), TIMEOUT],
+    query_parameters(EncodeOptions),
     rows_body("inputs", INPUTS, EncodeOptions, images=True),
 )
 DECODE = route(
@@ -123,7 +122,7 @@ DECODE = route(
         **binary_answers(npy.MEDIA_TYPE, arrow.MEDIA_TYPE, image.MEDIA_TYPES[0]),
     },
     BODY_ERRORS,
-    [*query_parameters(RowOptions), TIMEOUT],
+    query_parameters(RowOptions),
     rows_body("latents", LATENTS, RowOptions, images=False),
 )
 _SAMPLES = {
@@ -141,13 +140,13 @@ _SAMPLES = {
 SAMPLE = route(
     _SAMPLES,
     BODY_ERRORS,
-    [*query_parameters(SampleOptions), TIMEOUT],
+    query_parameters(SampleOptions),
     {
         "required": False,
         "content": {json_body.MEDIA_TYPE: {"schema": object_schema(options_schema(SampleOptions), [])}},
     },
 )
-SAMPLE_BY_QUERY = route(_SAMPLES, BODY_ERRORS, [*query_parameters(SampleOptions), TIMEOUT])
+SAMPLE_BY_QUERY = route(_SAMPLES, BODY_ERRORS, query_parameters(SampleOptions))
 _STATUS = json_content({"status": "ok"}, object_schema({"status": {"const": "ok"}}, ["status"]))
 _SUMMARY = {"name": "fashion-mnist", "version": "0123456789ab", "kind": "image", "shape": [1, 28, 28]}
 _MODEL_SCHEMA = {
@@ -202,7 +201,7 @@ EXAMPLE = route(
         **binary_answers(npy.MEDIA_TYPE, arrow.MEDIA_TYPE, image.MEDIA_TYPES[0]),
     },
     [errors.BadRequest, errors.NotAcceptable, errors.Unprocessable, *MODEL_ERRORS],
-    [*query_parameters(ExampleOptions), TIMEOUT],
+    query_parameters(ExampleOptions),
 )
 DRIFT = route(
     answer_json(
