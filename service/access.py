@@ -134,7 +134,7 @@ def _key_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
             scheme, _, key = value.partition(b" ")
             if scheme.lower() == b"bearer":
                 return key.strip()
-        elif name == b"x-api-key":
+        elif name == b"x-api-key" and own is None:
             own = value.strip()
     return own
 

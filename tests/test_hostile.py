@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.test_access import entry, secret_of
 from tests.test_server import answered, server
 from tests.wire import IMAGES, TABLE
 
@@ -159,7 +160,7 @@ def test_a_body_that_never_ends_is_cut_off_at_the_limit(address: tuple[str, int]
 def test_what_is_no_request_ends_its_connection_alone(address: tuple[str, int], sent: bytes) -> None:
     with socket.create_connection(address, timeout=20) as other:
         reply = ask(address, sent)
-        assert reply == b"" or reply.startswith((b"HTTP/1.1 4",)), reply[:100]
+        assert reply == b"" or (reply.startswith(b"HTTP/1.1 4") and b"\r\nx-request-id: " in reply), reply[:200]
         other.sendall(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         assert b"200 OK" in answered(other)
     assert works(address)
@@ -229,3 +230,90 @@ async def test_a_path_with_a_control_character_is_none(client: httpx.AsyncClient
     for method in ("GET", "POST"):
         response = await client.request(method, path)
         assert (response.status_code, response.json()["code"]) == (404, "not_found")
+
+
+@pytest.fixture(scope="module")
+def guarded(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    path = tmp_path_factory.mktemp("keys") / "keys.toml"
+    path.write_text(entry("reader", ["infer"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLOW_API_KEYS_FILE", str(path))
+        patch.setenv("GLOW_PLAN", "optimized")  # nothing to measure
+        with server("--models", models_dir / f"{TABLE}.pt") as (url, _):
+            yield "127.0.0.1", int(url.rpartition(":")[2])
+
+
+KEY = f"authorization: Bearer {secret_of('reader')}".encode()
+OWN_KEY = f"x-api-key: {secret_of('reader')}".encode()
+METHODS = ["HEAD", "OPTIONS", "TRACE", "CONNECT", "PUT", "PATCH", "DELETE", "PROPFIND", "M-SEARCH", "FOO", "get", "Get"]
+ELSEWHERE = [
+    *("/%6divez", "/livez%2f", "/livez/", "//livez", "/./livez", "/x/../livez", "/livez;x", "/LIVEZ", "/livez%3f"),
+    *("/livez%00", "/livez%0a", "/livez/../models", "/livez%2f..%2fmodels", "/livez\\", "/%ff", "/models/..%2flivez"),
+    *("http://x/models", "http://livez", "models", "*", "/static-offline-docs/..%2f..%2fapp.py"),
+]
+NOT_OURS = [
+    *("/%6detrics", "/metrics%0a", "/metrics/", "/metrics%20", "//metrics", "HTTP://livez/metrics", "/x/..%2fmetrics"),
+    *("/admin%2Freload", "/%61dmin/reload", "//admin/reload", "/admin/reload/", "/admin/reload%0a"),
+    *("https://x/admin/reload", f"/models/{TABLE}/drift%2freset", f"/models/{TABLE}/drift/reset%0a"),
+]
+
+
+@pytest.mark.parametrize(
+    ("line", "statuses"),
+    [
+        *((f"{method} /models", (400, 401)) for method in METHODS),
+        *((f"{method} /livez", (400, 401)) for method in METHODS if method not in ("HEAD", "OPTIONS")),
+        ("HEAD /livez", (200,)),
+        ("OPTIONS /livez", (405,)),
+        *((f"GET {target}", (200,)) for target in ("/%6civez", "/livez?x=y", "/livez#x", "http://x/livez")),
+        *((f"{method} {at}", (400, 401, 404)) for method in ("GET", "POST") for at in (*ELSEWHERE, *NOT_OURS)),
+    ],
+)
+def test_no_way_to_write_a_request_line_gets_round_the_keys(
+    guarded: tuple[str, int], line: str, statuses: tuple[int, ...]
+) -> None:
+    request = f"{line} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n".encode()
+    assert status_of(ask(guarded, request + b"\r\n")) in statuses
+    if line.partition(" ")[2] in NOT_OURS:
+        assert status_of(ask(guarded, request + KEY + b"\r\n\r\n")) in (403, 404)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([KEY], 200),
+        ([KEY[:22].upper() + KEY[22:]], 200),
+        ([b"authorization: Bearer wrong", KEY], 401),
+        ([KEY, b"authorization: Bearer wrong"], 200),
+        ([b"authorization: Bearer wrong", OWN_KEY], 401),
+        ([OWN_KEY, b"authorization: Bearer wrong"], 401),
+        ([b"x-api-key: wrong", OWN_KEY], 401),
+        ([OWN_KEY, b"x-api-key: wrong"], 200),
+        ([KEY.replace(b"Bearer ", b"Bearer wrong, Bearer ")], 401),
+        ([KEY.replace(b"authorization", b"authorization ")], 400),
+        ([KEY.replace(b"Bearer ", b"Bearer\r\n ")], 400),
+        *(([KEY + end], 400) for end in (b"\0", b"\1", b"\x0b", b"\x7f", b"\rx")),
+        *(([KEY + end], 401) for end in (b"\xa0", b"\xff", "\u00e9".encode(), b"x" * 60_000)),
+        ([b"x-original-url: /livez", b"x-rewrite-url: /livez", b"x-forwarded-for: 127.0.0.1"], 401),
+        ([b"x_api_key: " + KEY[22:]], 401),
+    ],
+)
+def test_no_header_but_one_whole_key_opens(guarded: tuple[str, int], headers: list[bytes], status: int) -> None:
+    lines = [b"GET /models HTTP/1.1", b"host: x", b"connection: close", *headers, b"", b""]
+    assert status_of(ask(guarded, b"\r\n".join(lines))) == status
+
+
+def test_a_key_counts_for_its_request_alone(guarded: tuple[str, int]) -> None:
+    first = b"GET /models HTTP/1.1\r\nhost: x\r\n"
+    second = b"GET /models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    asked = first + KEY + b"\r\n\r\n"
+    hidden = b"POST /encode HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(asked) + asked
+    for sent, statuses in ((asked, [b"200", b"401"]), (hidden, [b"401", b"401"])):
+        replies = ask(guarded, sent + second).split(b"HTTP/1.1 ")[1:]
+        assert [reply[:3] for reply in replies] == statuses
+
+
+def status_of(reply: bytes) -> int:
+    """The status of the only answer."""
+    assert reply.count(b"HTTP/1.1 ") == 1, reply
+    return int(reply[9:12])

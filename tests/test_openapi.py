@@ -6,10 +6,11 @@ from typing import Any
 import httpx
 import jsonschema
 import pytest_asyncio
+from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service import access
+from service import access, openapi
 
 JSON = "application/json"
 RUNS_A_MODEL = ("/log-likelihood", "/encode", "/decode", "/sample", "/infer")
@@ -72,6 +73,16 @@ async def test_every_route_describes_its_answer_and_its_errors(document: dict[st
             if status != "200":
                 schema = response["content"][JSON]["schema"]
                 jsonschema.validate(response["content"][JSON]["example"], schema)
+
+
+async def test_with_keys_all_but_what_is_open_needs_one(app: FastAPI) -> None:
+    spec = openapi.document(app, app.state.service.catalog, has_keys=True)
+    assert spec["components"]["securitySchemes"].keys() == {"bearer", "key"}
+    for path, _, operation in operations(spec):
+        needed = {"401", "403"} <= operation["responses"].keys()
+        assert needed is bool(operation.get("security")) is (path not in access.OPEN)
+        if needed:
+            assert "www-authenticate" in operation["responses"]["401"]["headers"]
 
 
 async def test_every_example_gets_the_documented_answer(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
