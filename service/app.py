@@ -186,4 +186,4 @@ def _methods(request: Request) -> set[str]:
         if isinstance(route, Route)
     ]
     methods = {method for route in routes if route.path_regex.match(request.url.path) for method in route.methods or ()}
-    return methods | {"HEAD"} if "GET" in methods else methods
+    return methods | {"HEAD"} if "GET" in methods else methods or {"GET", "HEAD"}  # of files, which are no route

@@ -218,6 +218,7 @@ async def test_unknown_paths_and_methods_have_the_same_error_shape(client: httpx
     wrong = await client.get("/encode")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert (await client.put("/sample")).headers["allow"] == "GET, HEAD, POST"
+    assert (await client.post("/static-offline-docs/swagger-ui.css")).headers["allow"] == "GET, HEAD"
     assert wrong.json().keys() == {"error", "code", "request_id"}
 
 
