@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import math
 import multiprocessing
 import os
 import resource
+import select
 import signal
 import socket
+import struct
 import sys
 import tempfile
 import threading
@@ -35,8 +38,16 @@ from service.settings import Settings, SettingsError, read_settings
 
 BACKLOG = 2048  # connections that wait to be accepted
 _AGAIN_S, _LONG_S = 0.5, 30.0  # until a worker that ended is started again: at first, and where none lasts
-
 _LOOK_S = 1.0  # between two looks at whether this worker is stuck
+_HANDSHAKE_S = 0.25  # in which a connection that has begun is made
+_SO_ATTACH_FILTER = 26  # of Linux, which takes a program in classic BPF:
+_NO_SYN = (
+    (0x30, 0, 0, 13),  # load the flags of the TCP header
+    (0x54, 0, 0, 0x12),  # keep SYN and ACK
+    (0x15, 0, 1, 0x02),  # SYN alone: next line, else skip it
+    (0x06, 0, 0, 0),  # drop the packet
+    (0x06, 0, 0, 0xFFFFFFFF),  # take all of it
+)
 
 logger = logging.getLogger(__name__)
 
@@ -115,29 +126,30 @@ class _Server(uvicorn.Server):
         self.server_state.default_headers.append((b"connection", b"close"))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Whoever was let in by the system before the port closes would be thrown out with it.
-        loop, adopted = asyncio.get_running_loop(), []
+        # Whoever the system has let in when the port closes is thrown out with it, so that first nobody must come.
         for listening in sockets or []:
-            with suppress(BlockingIOError):
-                while True:
-                    adopted.append(listening.accept()[0])
-        for server in self.servers:
-            server.close()
-        await asyncio.gather(*(self._adopt(loop, connection) for connection in adopted), super().shutdown(sockets))
-
-    async def _adopt(self, loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
-        """Answer what a connection asks, once."""
-        connection.setblocking(False)
-        _, protocol = await loop.connect_accepted_socket(self._make_protocol, connection)
-        protocol.shutdown()
-
-    def _make_protocol(self) -> Protocol:
-        return Protocol(self.config, self.server_state, self.lifespan.state)
+            _let_nobody_in(listening)
+        await asyncio.sleep(_HANDSHAKE_S)
+        while select.select(sockets or [], [], [], 0)[0]:  # the loop accepts one a turn
+            await asyncio.sleep(0)
+        await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
         if time.monotonic() >= self._drain_until:
             self.should_exit = True
         return await super().on_tick(counter)
+
+
+def _let_nobody_in(listening: socket.socket) -> None:
+    """Have the system drop what begins a connection, where it can; it accepts those that are half open.
+
+    Callers try again after a second, and find another server or a closed port.
+    """
+    if sys.platform == "linux":
+        program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _NO_SYN))
+        pointer = struct.pack("HP", len(_NO_SYN), ctypes.addressof(program))
+        with suppress(OSError):
+            listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
 
 
 def serve_with_workers(settings: Settings, bound: socket.socket, given: Mapping[str, object]) -> bool:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import hashlib
+import logging
 import os
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -87,6 +91,42 @@ def test_a_signal_lets_balancers_notice_and_loses_no_request(
         assert set(load.seen) - {"refused"} == {what for what in load.seen if len(what) == 12}, load.seen
         assert answered > 20
         assert process.returncode in (0, -signal.SIGTERM)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can drop what begins a connection")
+def test_a_port_lets_nobody_in_when_it_is_about_to_close(settings: Settings) -> None:
+    """Whoever has connected and is not yet accepted when it closes would have an answer that breaks off."""
+    got_in: list[bool] = []
+
+    class Caller(logging.Handler):
+        """Comes at the last moment: uvicorn writes this line, and closes the port."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() == "Shutting down":
+                with socket.socket() as late:
+                    late.setblocking(False)
+                    late.connect_ex(address)
+                    got_in.append(bool(select.select([], [late], [], 0.1)[1]))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "lifespan"
+        raise NotImplementedError
+
+    log, caller = logging.getLogger("uvicorn.error"), Caller()
+    app.state = argparse.Namespace(service=None)  # type: ignore[attr-defined]
+    server = workers._Server(cast(FastAPI, app), settings)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = listening.getsockname()
+        thread = threading.Thread(target=server.run, args=([listening],))
+        log.addHandler(caller)
+        try:
+            thread.start()
+            socket.create_connection(address).close()
+            server.should_exit = True
+            thread.join(30)
+        finally:
+            log.removeHandler(caller)
+    assert got_in == [False]
 
 
 def test_an_interrupt_ends_at_once_what_asks_nothing(models_dir: Path) -> None:
