@@ -216,12 +216,17 @@ def test_what_comes_behind_a_body_is_dropped_and_ends(address: tuple[str, int]) 
 
 
 def test_whoever_does_not_read_is_cut_off(address: tuple[str, int]) -> None:
-    ask_for_much = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n" * 200
+    request, num = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n", 400
+    size = len(ask(address, request + b"connection: close\r\n\r\n"))
     with socket.create_connection(address, timeout=20) as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.sendall(ask_for_much)
+        connection.sendall((request + b"\r\n") * num)
         time.sleep(4)  # longer than the deadline
-        assert closes(connection)
+        connection.settimeout(15)
+        received = 0
+        with suppress(ConnectionResetError):
+            while part := connection.recv(2**20):
+                received += len(part)
+        assert received < num * size / 2  # what the system holds
     assert works(address)
 
 
