@@ -27,14 +27,10 @@ from service.metrics import Phases
 from service.oip import routes as oip
 from service.service import Service
 
-# What an answer must not be taken for or be put into, and that nobody keeps it; pages may run what they hold.
-_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"cache-control", b"no-store"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-]
+# No answer is to be taken for another type or kept; a page, besides, runs what it holds and is put into no other page.
+_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 _PAGE_HEADERS = [
-    *_HEADERS[:2],
+    *_HEADERS,
     (
         b"content-security-policy",
         b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
