@@ -15,7 +15,7 @@ LOCK = CUSTOM_COMPILE_COMMAND="make lock" .cache/pip-tools/bin/pip-compile --qui
 .PHONY: serve test check format artifacts lock docker-test bench-engine bench-engine-cuda \
     bench-conditioners bench-plane bench-adbench bench-why \
     bench-anomalies bench-bulk bench-drift bench-explanations bench-false-alarms bench-fold-calibration bench-json bench-serving \
-    bench-overload bench-idle clean
+    bench-overload bench-idle bench-lifecycle bench-soak clean
 
 serve: $(VENV)/.serve
 	GLOW_CACHE_DIR=$${GLOW_CACHE_DIR-.cache} $(BIN)/python -m service --port $(PORT)
@@ -101,7 +101,8 @@ bench-why: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.why_a_flow --seconds 120 \
 	    $(if $(wildcard $(DATA)/fashion-mnist),--data $(DATA)/fashion-mnist) --out benchmarks/why_a_flow/RESULTS.md
 
-# The service under load (wrk is needed): beside its peers, about 9 minutes; above its peak; beside idle connections.
+# The service under load (wrk is needed): beside its peers, about 9 minutes; above its peak; beside idle connections;
+# while it is reloaded and stopped; for a million requests, about 8 minutes.
 bench-serving: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.serving
 
@@ -110,6 +111,12 @@ bench-overload: $(VENV)/.test
 
 bench-idle: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.serving.idle
+
+bench-lifecycle: $(VENV)/.test
+	$(BIN)/python -W ignore -m benchmarks.serving.lifecycle
+
+bench-soak: $(VENV)/.test
+	$(BIN)/python -W ignore -m benchmarks.serving.soak
 
 .cache/pip-tools/bin/pip-compile:
 	$(PYTHON) -m venv .cache/pip-tools

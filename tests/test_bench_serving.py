@@ -1,6 +1,8 @@
 """The comparison of servers: what could be wrong without showing, and one short run."""
 
 import asyncio
+import os
+import re
 import shutil
 import signal
 import socket
@@ -9,19 +11,20 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.serving import __main__ as serving
-from benchmarks.serving import processes
+from benchmarks.serving import lifecycle, processes, soak
 from benchmarks.serving.bodies import table_rows, write_body
 from benchmarks.serving.client import Client, Outcome
 from benchmarks.serving.idle import idle_connections, is_open
-from benchmarks.serving.overload import due_times, report, slope
-from benchmarks.serving.report import Reading, ratios, table
-from benchmarks.serving.servers import glow, log_likelihoods, running
+from benchmarks.serving.overload import due_times, report
+from benchmarks.serving.report import Reading, ratios, slope, table
+from benchmarks.serving.servers import KEY, glow, glow_with_keys, log_likelihoods, running
 from benchmarks.serving.wrk import parse
 from model.cli import run_command
 from service.artifact import open_artifact
@@ -31,10 +34,14 @@ READING = Reading(rps=1, p50_ms=1, p99_ms=1, rows_per_s=1, cpu_s=1, rss_mb=1)
 
 
 def test_the_result_of_wrk_is_the_one_line_that_the_script_prints() -> None:
-    line = '{"rps": 5.5, "p50_ms": 1.25, "p99_ms": 9.5, "max_ms": 30, "requests": 12, "refused": 1, "errors": 2}'
+    line = (
+        '{"rps": 5.5, "p50_ms": 1.25, "p99_ms": 9.5, "max_ms": 30, "requests": 12, "refused": 1, '
+        '"connect": 0, "read": 2, "write": 0, "timeout": 1, "statuses": {"200": 11, "422": 1}}'
+    )
     result = parse(f"Running 1s test @ http://host\n  Latency  1.00ms\nRESULT {line}\n")
     assert (result.rps, result.p50_ms, result.p99_ms, result.max_ms) == (5.5, 1.25, 9.5, 30)
-    assert (result.requests, result.refused, result.errors) == (12, 1, 2)
+    assert (result.requests, result.refused, result.errors) == (12, 1, 3)
+    assert result.statuses == {"200": 11, "422": 1}
     for output in ("", f"RESULT {line}\nRESULT {line}\n"):
         with pytest.raises(ValueError, match="unpack"):
             parse(output)
@@ -149,8 +156,7 @@ def test_arrivals_have_the_rate_and_memory_the_slope_that_was_asked() -> None:
     assert abs(len(times) - 5000) < 4 * 5000**0.5
     assert np.diff(times).std() == pytest.approx(0.01, rel=0.1)
     assert 0 <= times[0] < times[-1] < 50
-    samples = [(float(t), round(1e6 * (50 if t < 30 else 50 + (t - 30) / 6))) for t in range(60)]
-    assert slope(samples) == pytest.approx(10, rel=1e-3)
+    assert slope([(t, 50 + t / 6) for t in range(60)]) == pytest.approx(10)
 
 
 def test_a_connection_that_the_server_closed_is_not_open() -> None:
@@ -183,6 +189,83 @@ def test_the_service_is_measured_for_a_second(models_dir: Path, tmp_path: Path) 
     golden = [row[0] for row in open_artifact(artifact).manifest.golden.statistics]
     assert len(answers) == 16
     assert np.abs(np.subtract(answers, np.resize(golden, 16))).max() < 5  # rows like the golden ones
+
+
+def test_a_closed_loop_tells_refused_connections_from_answers_that_broke_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal closes the port, and cuts off what is being answered."""
+    monkeypatch.setattr(lifecycle, "BEFORE_S", 0.1)
+
+    async def run() -> list[Outcome]:
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with suppress(asyncio.IncompleteReadError, ConnectionError):
+                while await reader.readuntil(b"\r\n\r\nbody"):
+                    await asyncio.sleep(0.01)
+                    whole = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone"
+                    writer.write(whole[:-1] if ended.is_set() else whole)
+                    if ended.is_set():
+                        break
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        client = Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", b"body", "text/plain", timeout_s=30)
+        asking = asyncio.create_task(lifecycle.until_closed(client, 2, os.getpid()))
+        await ended.wait()
+        server.close()
+        return await asking
+
+    result = lifecycle.result_of(asyncio.run(run()))
+    assert (result.refused, result.connect, result.read, result.write, result.timeout) == (0, 2, 2, 0, 0)
+    assert result.requests > 2
+    assert result.p50_ms >= 10
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+def test_a_reload_and_the_end_are_measured_under_load(models_dir: Path, tmp_path: Path) -> None:
+    artifact, models = models_dir / "tiny-table.pt", tmp_path / "models"
+    models.mkdir()
+    lifecycle.put(artifact, models / artifact.name)
+    body = write_body(tmp_path, table_rows(artifact, 1), "json")
+    settings = {"threads": 1, "plan": "optimized", "cache_dir": tmp_path / "cache", "drain_delay_s": 0.2}
+    with running(glow_with_keys(models, tmp_path / "keys.toml", **settings), body) as server:
+        broken = lifecycle.Event("", lambda: (models / artifact.name).write_bytes(b"broken"), status=409)
+        served, took_s = lifecycle.under_load(server, body, 2, broken)
+        client = Client(server.url, body.read_bytes(), "application/json", timeout_s=30, key=KEY)
+        ended = lifecycle.result_of(asyncio.run(lifecycle.until_closed(client, 4, server.pid)))
+    assert (served.refused, served.errors) == (0, 0)
+    assert (ended.refused, ended.errors, ended.connect) == (0, 4, 4)  # each stops at its first refusal
+    assert min(served.requests, ended.requests) > 10
+    assert 0 < took_s < 2
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+def test_every_kind_of_request_gets_the_status_that_is_due(
+    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {
+        "ASKED": models_dir / "tiny-table.pt",
+        "OTHER": models_dir / "tiny-images.pt",
+        "SCORE": "/log-likelihood?model=tiny-table",
+        "SAMPLE_S": 0.2,
+        "ASIDE_S": 0.2,
+        "SETTLING_S": 0,
+        "glow_with_keys": partial(glow_with_keys, threads=1, plan="optimized", cache_dir=tmp_path),
+    }
+    for name, value in changes.items():
+        monkeypatch.setattr(soak, name, value)
+    with pytest.raises(SystemExit) as raised:
+        soak.main(["--requests", "100", "--seconds", "1", "--reload", "0.5"])
+    text = capsys.readouterr().out
+    assert raised.value.code == 0, text
+    assert {line[2:].partition(" |")[0] for line in text.splitlines() if line.startswith("| ")} > {
+        "RSS MB",
+        "open files",
+    }
+    beside = {what: int(num) for what, num in re.findall(r"(hang-ups|scrapes|images|reloads) (\d+)", text)}
+    assert len(beside) == 4
+    assert min(beside.values()) > 0
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,13 @@ class Outcome:
 class Client:
     """Posts one body; keeps connections that are free, and opens another where none is."""
 
-    def __init__(self, url: str, body: bytes, media_type: str, timeout_s: float) -> None:
+    def __init__(self, url: str, body: bytes, media_type: str, timeout_s: float, key: str = "") -> None:
         address = urlsplit(url)
         self._host, self._port = str(address.hostname), int(address.port or 80)
         target = f"{address.path}?{address.query}" if address.query else address.path
         head = (
             f"POST {target} HTTP/1.1\r\nHost: {address.netloc}\r\n"
-            f"Content-Type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"Content-Type: {media_type}\r\nX-API-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         self._request = head.encode() + body
         self._timeout_s = timeout_s
@@ -48,13 +48,7 @@ class Client:
 
         async def one(scheduled: float) -> Outcome:
             sent = clock() - start
-            try:
-                async with asyncio.timeout(self._timeout_s):  # wait_for would cost a task
-                    status = str(await self._ask())
-            except TimeoutError:
-                status = "timeout"
-            except (OSError, asyncio.IncompleteReadError) as error:
-                status = type(error).__name__
+            status = await self.ask()
             return Outcome(scheduled, sent, clock() - start, status)
 
         tasks = []
@@ -67,6 +61,16 @@ class Client:
             with suppress(OSError):
                 await writer.wait_closed()
         return outcomes
+
+    async def ask(self) -> str:
+        """Send a request now; tells its status, or why there was none."""
+        try:
+            async with asyncio.timeout(self._timeout_s):  # wait_for would cost a task
+                return str(await self._ask())
+        except TimeoutError:
+            return "timeout"
+        except (OSError, asyncio.IncompleteReadError) as error:
+            return type(error).__name__
 
     async def _ask(self) -> int:
         connection = self._take() or await asyncio.open_connection(self._host, self._port)

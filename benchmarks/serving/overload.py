@@ -21,6 +21,7 @@ from benchmarks.arguments import at_least
 from benchmarks.serving import processes
 from benchmarks.serving.bodies import MEDIA_TYPES, write_body
 from benchmarks.serving.client import Client, Outcome
+from benchmarks.serving.report import Sample, slope
 from benchmarks.serving.servers import glow, running
 from benchmarks.serving.wrk import drive, require_wrk
 from model.cli import Parser, run_command
@@ -31,7 +32,6 @@ ARTIFACT = EMBEDDED_ARTIFACTS / "fashion-mnist.pt"
 ROWS = 16
 FILES = 4096  # open at once: a connection for each request that waits
 PATIENCE_S = 15.0  # of the client, beyond the server's deadline
-Sample = tuple[float, int]  # seconds since the start, bytes
 
 
 def due_times(rate: float, seconds: float, poisson: bool) -> list[float]:
@@ -44,18 +44,12 @@ def due_times(rate: float, seconds: float, poisson: bool) -> list[float]:
 
 
 def watch(pid: int, over: Event) -> list[Sample]:
-    """Memory of a tree of processes, twice a second until it is over."""
+    """Memory of a tree of processes in MB, twice a second until it is over."""
     start, samples = time.monotonic(), []
     while True:
-        samples.append((time.monotonic() - start, processes.usage(pid).rss))
+        samples.append((time.monotonic() - start, processes.usage(pid).rss / 1e6))
         if over.wait(0.5):
             return samples
-
-
-def slope(samples: Sequence[Sample]) -> float:
-    """MB a minute over the second half, by least squares."""
-    half = np.array(samples[len(samples) // 2 :])
-    return 60 * float(np.polyfit(half[:, 0], half[:, 1] / 1e6, 1)[0]) if len(half) > 1 else float("nan")
 
 
 def report(outcomes: Sequence[Outcome], seconds: float, peak: float, deadline_s: float) -> str:
@@ -112,10 +106,11 @@ def main(argv: list[str]) -> None:
     print(f"offered: {len(due) / args.seconds:,.1f} requests/s for {args.seconds:g} s, {args.arrivals} arrivals")
     print(report(outcomes, args.seconds, peak, deadline_s))
     offered = [sample for sample in samples if sample[0] <= args.seconds]
-    start, middle, end = (offered[i][1] / 1e6 for i in (0, len(offered) // 2, -1))
+    half = len(offered) // 2
+    start, middle, end = (offered[i][1] for i in (0, half, -1))
     print(
         f"RSS: {start:.0f} MB at the start, {middle:.0f} in the middle, {end:.0f} at the end, "
-        f"{slope(offered):+.1f} MB a minute over the second half; {samples[-1][1] / 1e6:.0f} when all was answered"
+        f"{slope(offered[half:]):+.1f} MB a minute over the second half; {samples[-1][1]:.0f} when all was answered"
     )
     print(f"CPUs kept busy by other processes: {foreign_cpus:.2f}")
 

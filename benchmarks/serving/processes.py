@@ -29,16 +29,19 @@ class Process:
     session: int
     started: int  # in ticks since the machine started; with pid, it names a process for good
     cpu_s: float
+    threads: int
     rss: int
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Seconds of CPU and bytes of memory of a tree of processes; pages that they share count in each."""
+    """Seconds of CPU, bytes of memory, and the like of a tree of processes; pages that they share count in each."""
 
     cpu_s: float
     rss: int
     peak_rss: int  # sum of the largest that each living one ever had
+    threads: int
+    files: int  # that are open
 
 
 def all_processes() -> list[Process]:
@@ -63,6 +66,8 @@ def usage(root: int) -> Usage:
         cpu_s=sum(process.cpu_s for process in members),
         rss=sum(process.rss for process in members),
         peak_rss=sum(_peak_rss(process.pid) for process in members),
+        threads=sum(process.threads for process in members),
+        files=sum(_open_files(process.pid) for process in members),
     )
 
 
@@ -144,6 +149,7 @@ def _read(pid: int) -> Process | None:
         session=int(fields[3]),
         started=int(fields[19]),
         cpu_s=sum(map(int, fields[11:15])) / TICKS,
+        threads=int(fields[17]),
         rss=int(fields[21]) * PAGE,
     )
 
@@ -154,3 +160,10 @@ def _peak_rss(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+
+
+def _open_files(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except (FileNotFoundError, ProcessLookupError):
+        return 0

@@ -6,7 +6,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from benchmarks.serving.processes import Usage
+
 OURS = "glow"
+Sample = tuple[float, float]  # seconds since the start, and a figure
 
 
 @dataclass(frozen=True)
@@ -60,3 +65,24 @@ def table(load: str, by_server: dict[str, list[Reading]]) -> str:
                 values = ratios(by_server[OURS], readings)
                 lines.append([f"{OURS} / {server}", *(f"{values[name]:.3g}" for name in COLUMNS), "", ""])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def slope(samples: Sequence[Sample]) -> float:
+    """Growth a minute, by least squares."""
+    seconds, figures = np.array(samples).T
+    return 60 * float(np.polyfit(seconds, figures, 1)[0]) if len(samples) > 1 else float("nan")
+
+
+def growth(idle: Sequence[Usage], samples: Sequence[tuple[float, Usage]]) -> str:
+    """A table of memory, files and threads: idle before and after, and under load, with slopes."""
+    lines = [
+        "| | idle before | start | middle | end | a minute, first half | second half | idle after |",
+        "|---" * 8 + "|",
+    ]
+    half = len(samples) // 2
+    for name, field, unit in (("RSS MB", "rss", 1e6), ("open files", "files", 1), ("threads", "threads", 1)):
+        seen = [(seconds, getattr(usage, field) / unit) for seconds, usage in samples]
+        before, after = (getattr(usage, field) / unit for usage in idle)
+        levels = " | ".join(f"{level:.0f}" for level in (before, *(seen[i][1] for i in (0, half, -1))))
+        lines.append(f"| {name} | {levels} | {slope(seen[:half]):+.2f} | {slope(seen[half:]):+.2f} | {after:.0f} |")
+    return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import time
 import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -28,6 +29,7 @@ REQUIREMENTS = {
     "bentoml": ["bentoml==1.4.40"],
 }
 START_S = 180.0
+KEY = "benchmark"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Server:
     path: str  # of the route that answers log-likelihoods
     command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
+    key: str = ""  # that callers need
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,13 @@ def glow(artifact: Path, **settings: object) -> Server:
     given = {f"GLOW_{name.upper()}": str(value) for name, value in {"cache_dir": CACHE, **settings}.items()}
     command = [sys.executable, "-W", "ignore", "-m", "service", "--models", str(artifact.resolve()), "--port", "{port}"]
     return Server("glow", "/log-likelihood", command, {**given, "PYTHONPATH": str(ROOT)})
+
+
+def glow_with_keys(models: Path, keys: Path, **settings: object) -> Server:
+    """The same, for callers with KEY alone, who may do everything; writes the file of keys."""
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    keys.write_text(f'[[keys]]\nid = "benchmark"\nsha256 = "{digest}"\nscopes = ["infer", "metrics", "admin"]\n')
+    return replace(glow(models, api_keys_file=keys, **settings), key=KEY)
 
 
 def peer(name: str, artifact: Path) -> Server:
@@ -106,7 +116,7 @@ def running(server: Server, body: Path, media_type: str = "application/json") ->
         )
         base = f"http://127.0.0.1:{port}"
         try:
-            if not _answers(process, base + server.path, body.read_bytes(), media_type):
+            if not _answers(process, base + server.path, body.read_bytes(), media_type, server.key):
                 log.seek(0)
                 text = log.read().decode(errors="replace")[-2000:]
                 raise RuntimeError(f"{server.name} does not answer; the end of its log:\n{text}")
@@ -115,10 +125,11 @@ def running(server: Server, body: Path, media_type: str = "application/json") ->
             processes.stop(process)
 
 
-def _answers(process: subprocess.Popen[bytes], url: str, body: bytes, media_type: str) -> bool:
+def _answers(process: subprocess.Popen[bytes], url: str, body: bytes, media_type: str, key: str) -> bool:
     """Wait for the first answer of status 200; False where the process ends or takes too long."""
     deadline = time.monotonic() + START_S
-    with httpx.Client(trust_env=False, timeout=5, headers={"content-type": media_type}) as client:
+    headers = {"content-type": media_type, "x-api-key": key}
+    with httpx.Client(trust_env=False, timeout=5, headers=headers) as client:
         while process.poll() is None and time.monotonic() < deadline:
             try:
                 if client.post(url, content=body).status_code == 200:
