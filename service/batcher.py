@@ -103,7 +103,7 @@ class Batcher(Generic[Key]):
         self._queue: RowQueue[_Request] = RowQueue(room)
         self._paces: dict[Hashable, _Pace] = {}
         self._small_at = -math.inf
-        self._draining = False  # whether rows are left behind by the current call
+        self._leaves_rows = False  # whether rows are left behind by the current call
         self._idle = False
         self._closed = False
         self._beside: deque[tuple[Iterator[None], asyncio.Future[None]]] = deque()
@@ -263,7 +263,7 @@ class Batcher(Generic[Key]):
         with self._lock:
             parts = self._queue.take(brief=time.perf_counter() - self._small_at < SMALL_LAST_S)
             self._idle = not parts
-            self._draining = bool(parts) and parts[0].job.key in self._queue.waiting
+            self._leaves_rows = bool(parts) and parts[0].job.key in self._queue.waiting
             return None if self._closed and not parts else parts
 
     def _answer(self, parts: list[Part[_Request]]) -> None:
@@ -302,7 +302,7 @@ class Batcher(Generic[Key]):
         Others, of few rows, would tell what a call costs, not what a row does.
         """
         pace = self._paces.get(kind)
-        if self._draining or (pace is not None and seconds < num_rows * pace.seconds_per_row):
+        if self._leaves_rows or (pace is not None and seconds < num_rows * pace.seconds_per_row):
             self._paces.setdefault(kind, _Pace()).add(num_rows, seconds)
 
     def _try(self, parts: list[Part[_Request]]) -> Exception | None:

@@ -61,19 +61,17 @@ class Front:
         method = scope["method"]
         if method == "HEAD":
             scope = {**scope, "method": "GET"}  # servers leave out the body by themselves
-        request_id = self._request_id(scope)
+        self._name(scope)
         if self._service.tracer is None and not access_log.is_on():
-            await self._answer(scope, receive, send, request_id)
+            await self._answer(scope, receive, send)
             return
         seen = Seen(scope, receive, send, method, self._service.tracer)
         try:
-            await self._answer(scope, seen.receive, seen.send, request_id, seen)
+            await self._answer(scope, seen.receive, seen.send, seen)
         finally:
             seen.end()
 
-    async def _answer(
-        self, scope: Scope, receive: Receive, send: Send, request_id: str, seen: Seen | None = None
-    ) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, seen: Seen | None = None) -> None:
         arrived, route = time.perf_counter(), get_route_path(scope)
         try:
             if _CONTROL.search(route):  # which routes may take for the end of a path, and we do not
@@ -82,37 +80,36 @@ class Front:
         except ServiceError as error:
             response, code = error_response(Request(scope), error)
             self._metrics.refused("", "", response.status_code, code, time.perf_counter() - arrived)
-            await self._send(response, request_id, scope, receive, send)
+            await self._send(response, scope, receive, send)
             return
         scope["state"]["key"] = caller.id
         endpoint = ENDPOINTS.get((scope["method"], route))
         if endpoint is None:
             endpoint, route = oip.find_endpoint(scope, route)
         if endpoint is not None:
-            await self._run(endpoint, route, caller, arrived, scope, receive, send, request_id, seen)
+            await self._run(endpoint, route, caller, arrived, scope, receive, send, seen)
             return
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
+                headers["x-request-id"] = scope["state"]["request_id"]
                 is_page = headers.get("content-type", "").startswith("text/html")
                 message["headers"] += _PAGE_HEADERS if is_page else _HEADERS
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
 
-    async def _send(self, response: Response, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
-        response.raw_headers += ((b"x-request-id", request_id.encode()), *_HEADERS)
+    async def _send(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+        response.raw_headers += ((b"x-request-id", scope["state"]["request_id"].encode()), *_HEADERS)
         await response(scope, receive, send)
 
-    def _request_id(self, scope: Scope) -> str:
-        """The caller's own, if it is a plain one, else one of ours."""
+    def _name(self, scope: Scope) -> None:
+        """Give a request its id: the caller's own, if it is a plain one, else one of ours."""
         wanted = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
         if wanted is None or not _REQUEST_ID.fullmatch(wanted):
             wanted = f"{self._prefix}{next(self._numbers):08x}".encode()
-        scope.setdefault("state", {})["request_id"] = request_id = wanted.decode()
-        return request_id
+        scope.setdefault("state", {})["request_id"] = wanted.decode()
 
     async def _run(
         self,
@@ -123,7 +120,6 @@ class Front:
         scope: Scope,
         receive: Receive,
         send: Send,
-        request_id: str,
         seen: Seen | None,
     ) -> None:
         """Answer a call, with what it asks for or with an error."""
@@ -146,7 +142,7 @@ class Front:
                 1e3 * (read_s + queue_s + compute_s + rest_s),
             )
             response.raw_headers.append((b"server-timing", timing))
-            await self._send(response, request_id, scope, receive, send)
+            await self._send(response, scope, receive, send)
         finally:
             self._metrics.in_flight -= 1
             phases = _phases(call, arrived)
