@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from model.checkpoint import CheckpointError
@@ -22,6 +23,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (--help tells more)")
+
+
+class RecipeParser(Parser):
+    """Of commands that train what a recipe says."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog, description=description)
+        self.add_argument("recipe", type=Path, help="TOML file; model/recipes/ holds examples")
+        self.add_argument(
+            "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="change a value of the recipe"
+        )
+        self.add_argument(
+            "--data-dir", type=Path, default=Path(), help="folder that the recipe's file names are relative to"
+        )
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:

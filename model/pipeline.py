@@ -6,20 +6,13 @@ import os
 from pathlib import Path
 
 from model import export, train
-from model.cli import Parser, UsageError, run_command
+from model.cli import RecipeParser, UsageError, run_command
 from model.recipe import read_recipe
 
 
 def main(argv: list[str]) -> None:
     """Run the command; a run that is stopped before its last step exports nothing, and ends as the training does."""
-    parser = Parser(prog="python -m model.pipeline", description="Train a flow, or go on training it, and export it.")
-    parser.add_argument("recipe", type=Path, help="TOML file; model/recipes/ holds examples")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="change a value of the recipe"
-    )
-    parser.add_argument(
-        "--data-dir", type=Path, default=Path(), help="folder that the recipe's file names are relative to"
-    )
+    parser = RecipeParser("python -m model.pipeline", "Train a flow, or go on training it, and export it.")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs; this one's is RUNS/NAME")
     parser.add_argument("--models", type=Path, default=Path(), help="folder of artifacts; this one's is MODELS/NAME.pt")
     args = parser.parse_args(argv)

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from model.checkpoint import load_checkpoint, save_checkpoint
-from model.cli import Parser, run_command
+from model.cli import RecipeParser, run_command
 from model.distributed import Processes
 from model.divergence import DivergedError
 from model.event_log import EventLog
@@ -144,14 +144,7 @@ class _StopOnSignal:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    parser = Parser(prog="python -m model.train", description="Train a flow by exact maximum likelihood.")
-    parser.add_argument("recipe", type=Path, help="TOML file; model/recipes/ holds examples")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="change a value of the recipe"
-    )
-    parser.add_argument(
-        "--data-dir", type=Path, default=Path(), help="folder that the recipe's file names are relative to"
-    )
+    parser = RecipeParser("python -m model.train", "Train a flow by exact maximum likelihood.")
     parser.add_argument("--out", type=Path, help="folder of checkpoints, curves and report (default: runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder exactly")
     args = parser.parse_args(argv)

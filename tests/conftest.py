@@ -127,11 +127,15 @@ async def app(settings: Settings) -> AsyncIterator[FastAPI]:
         yield app
 
 
+def client_of(app: FastAPI) -> httpx.AsyncClient:
+    """A client of an application, in process."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+
 @pytest_asyncio.fixture(scope="session")
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the application, in process."""
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with client_of(app) as client:
         yield client
 
 

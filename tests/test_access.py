@@ -23,6 +23,7 @@ from service.errors import Forbidden, QueueFull, QuotaExceeded, TooLarge, Unauth
 from service.oip import routes as oip
 from service.quota import TokenBucket
 from service.settings import Settings, SettingsError
+from tests.conftest import client_of
 from tests.wire import TABLE
 
 ENTRIES = {
@@ -66,8 +67,7 @@ async def guarded(settings: Settings, keys_file: Path, models_dir: Path) -> Asyn
 
 @pytest_asyncio.fixture(scope="module")
 async def asker(guarded: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(guarded, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with client_of(guarded) as client:
         yield client
 
 
@@ -283,7 +283,7 @@ async def test_keys_are_exchanged_without_a_restart(settings: Settings, models_d
     app = create_app(settings.model_copy(update=changes))
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as asker,
+        client_of(app) as asker,
     ):
         path.write_text("broken")
         assert (await asker.post("/admin/reload", headers=key("all"))).status_code == 409
@@ -308,7 +308,7 @@ async def test_keys_are_needed_though_anonymous_callers_are_allowed(
     app = create_app(
         settings.model_copy(update={**changes, "models": [models_dir / f"{TABLE}.pt"], "default_model": None})
     )
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as asker:
+    async with client_of(app) as asker:
         assert (await asker.get("/models")).status_code == 401
 
 

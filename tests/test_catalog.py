@@ -33,7 +33,7 @@ from service.catalog import Catalog, open_catalog, read_catalog, read_digests
 from service.engine import Engine, Model
 from service.errors import ModelNotFound, ReloadRefused
 from service.settings import Limits, Settings
-from tests.conftest import tiny_recipe, tiny_table, train_and_export, with_training
+from tests.conftest import client_of, tiny_recipe, tiny_table, train_and_export, with_training
 from tests.wire import IMAGES, TABLE
 
 Reload = Callable[[], Awaitable[dict[str, Any]]]
@@ -83,7 +83,7 @@ async def app(settings: Settings, folder: Path) -> AsyncIterator[FastAPI]:
 
 @pytest_asyncio.fixture
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    async with client_of(app) as client:
         yield client
 
 
@@ -309,7 +309,7 @@ async def test_limits_of_a_model_are_its_own(settings: Settings, models_dir: Pat
     row = [0.5, 1010.0, 3.0]
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        client_of(app) as client,
     ):
         response = await client.post("/encode", json={"model": TABLE, "inputs": [row] * 4})
         assert response.status_code == 413

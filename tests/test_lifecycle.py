@@ -28,7 +28,7 @@ from service.app import create_app
 from service.artifact import ArtifactError
 from service.errors import Unavailable
 from service.settings import Settings
-from tests.conftest import tiny_recipe, tiny_table, train_and_export, with_training
+from tests.conftest import client_of, tiny_recipe, tiny_table, train_and_export, with_training
 from tests.test_server import free_port, server, start, wait_for_workers, wait_until_ready
 from tests.wire import TABLE
 
@@ -243,7 +243,7 @@ async def test_an_engine_that_is_stuck_turns_liveness_red(
     free = threading.Event()
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        client_of(app) as client,
     ):
         model = app.state.service.flows.find(None)
         run = model.run
@@ -287,7 +287,7 @@ def test_a_process_whose_engine_is_stuck_ends_to_be_started_again(monkeypatch: p
 
 async def test_nothing_is_served_before_the_models_are_there(settings: Settings) -> None:
     app = create_app(settings)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    async with client_of(app) as client:
         assert (await client.get("/livez")).status_code == 200
         for path in ("/readyz", "/models", "/sample", "/models/tiny-table/drift"):
             response = await client.get(path)
