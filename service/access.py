@@ -30,7 +30,8 @@ from service.shared import shared_folder
 Scope = Literal["infer", "metrics", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 ANONYMOUS: frozenset[Scope] = frozenset({"infer", "metrics"})  # where there are no keys
-OPEN = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})  # to everyone
+OPEN = frozenset({"/", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})  # to everyone
+PLAYGROUND = "/playground/"  # so is the page at /, which asks for a key itself
 BURST_S = 4  # of a key's rate that its bucket holds where the file does not say
 
 _READING = ("GET", "HEAD", "OPTIONS")
@@ -120,7 +121,7 @@ class Access:
 
 def scope_of(method: str, path: str) -> Scope | None:
     """The scope that a route needs; None: it is open. What changes something needs admin."""
-    if method in _READING and path in OPEN:
+    if method in _READING and (path in OPEN or path.startswith(PLAYGROUND)):
         return None
     if path.startswith("/admin/") or path.endswith("/drift/reset"):
         return "admin"

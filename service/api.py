@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import FileResponse
 
 from service import noise
 from service.answer import answer, formats_of_arrays, formats_of_inputs, json_answer
@@ -32,11 +33,12 @@ from service.rows import (
     latents_from_arrow,
     latents_from_json,
 )
-from service.scores import highest_normal_score, score_summary
+from service.scores import highest_normal_score, score_histogram, score_summary
 
 Array = npt.NDArray[Any]
 Endpoint = Callable[[Call], Awaitable[Response]]
 RowsOptions = TypeVar("RowsOptions", bound=RowOptions)
+PLAYGROUND = Path(__file__).parent / "playground"
 _SMALL_BODY, _SMALL_ARRAY = 2**16, 2**22  # bytes that take the event loop less than about a millisecond to parse
 
 router = APIRouter()
@@ -151,12 +153,12 @@ async def model(request: Request, name: str) -> Response:
 
 @router.get("/models/{name}/example", **routes.EXAMPLE)
 async def example(request: Request, name: str) -> Response:
-    """A valid input, from the model's held-out data: as JSON, the body of /log-likelihood and /encode."""
+    """Valid inputs, from the model's held-out data: as JSON, the body of /log-likelihood and /encode."""
     call = Call(request.scope, request.receive)
     manifest = call.flows.find(name).manifest
     options = read_options(ExampleOptions, call.query)
     answer_format = choose_format(call.header("accept"), options.format, formats_of_inputs(manifest))
-    x = np.asarray(manifest.golden.inputs[:1], manifest.input_dtype).reshape(1, *manifest.shape)
+    x = np.asarray(manifest.golden.inputs[: options.n], manifest.input_dtype).reshape(-1, *manifest.shape)
     if answer_format == "json":
         return json_answer({"model": name, "inputs": x})
     return await answer(call, answer_format, manifest, {"inputs": x}, "inputs")
@@ -206,11 +208,15 @@ async def metrics(request: Request) -> Response:
 
 
 @router.get("/", include_in_schema=False)
-async def root() -> Response:
-    """Send a browser to the documentation."""
-    return RedirectResponse("/docs")
+async def playground() -> Response:
+    """The page on which people try models out. It asks this service alone, and runs and shows nothing else."""
+    return FileResponse(PLAYGROUND / "index.html", headers={"content-security-policy": _PAGE_POLICY})
 
 
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _SUMMARY_FIELDS = ("name", "version", "description", "kind", "shape")
 _PUBLIC_FIELDS = (
     *_SUMMARY_FIELDS,
@@ -248,6 +254,7 @@ def _public(flows: Flows, manifest: Manifest, fields: tuple[str, ...]) -> dict[s
             "approximate": calibration.approximate,
             "threshold": highest_normal_score(known, alpha),
             "summary": score_summary(known),
+            "histogram": score_histogram(known),
         }
     return values
 

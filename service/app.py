@@ -19,9 +19,11 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from service import api, openapi
+from service.access import PLAYGROUND
 from service.artifact import ArtifactError
 from service.call import TIMEOUT_HEADER
 from service.errors import ServiceError
@@ -62,6 +64,7 @@ def create_app(settings: Settings, *, load_first: bool = True) -> FastAPI:
     app.state.service = service
     for router in _ROUTERS:
         app.include_router(router)
+    app.mount(PLAYGROUND, StaticFiles(directory=api.PLAYGROUND))
     for kind in (ServiceError, Exception):
         app.add_exception_handler(kind, _failed)
     app.add_exception_handler(HTTPException, _http_error)

@@ -95,7 +95,8 @@ class Front:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = scope["state"]["request_id"]
                 is_page = headers.get("content-type", "").startswith("text/html")
-                message["headers"] += _PAGE_HEADERS if is_page else _HEADERS
+                own_policy = "content-security-policy" in headers
+                message["headers"] += _PAGE_HEADERS if is_page and not own_policy else _HEADERS
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

@@ -29,6 +29,7 @@ class ExampleOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    n: int = Field(1, ge=1, le=1000, description="Number of inputs, if the model has so many examples.")
     format: Format | None = Field(None, description="Media type of the answer, over the Accept header.")
 
 

@@ -152,7 +152,7 @@ def test_every_route_that_may_change_something_needs_the_scope_admin(guarded: Fa
     ]
     assert {path for _, path in changing} == {"/admin/reload", "/models/{name}/drift/reset"}
     assert {scope_of(method, path.format(name="x")) for method, path in changing} == {"admin"}
-    for path in ("/LIVEZ", "/livez/", "//livez", "/livez/../metrics", "/v2/health/live/x", ""):
+    for path in ("/LIVEZ", "/livez/", "//livez", "/livez/../metrics", "/v2/health/live/x", "", "//", "/playground"):
         assert scope_of("GET", path) == "infer"
 
 

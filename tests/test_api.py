@@ -312,9 +312,20 @@ async def test_the_documentation_page_needs_no_network(client: httpx.AsyncClient
     assert (await client.get("/static-offline-docs/swagger-ui-bundle.js")).status_code == 200
 
 
-async def test_the_root_leads_a_browser_to_the_documentation(client: httpx.AsyncClient) -> None:
-    response = await client.get("/")
-    assert (response.status_code, response.headers["location"]) == (307, "/docs")
+async def test_more_examples_can_be_had_as_far_as_there_are_any(client: httpx.AsyncClient, images: Artifact) -> None:
+    known = images.manifest.golden.inputs
+    for wanted, given in ((1, 1), (3, 3), (1000, len(known))):
+        answer = await client.get("/models/tiny-images/example", params={"n": wanted})
+        assert [np.ravel(rows).tolist() for rows in answer.json()["inputs"]] == known[:given]
+    assert (await client.get("/models/tiny-images/example?n=0")).status_code == 422
+
+
+async def test_the_histogram_of_a_model_counts_all_its_calibration_scores(client: httpx.AsyncClient) -> None:
+    calibration = (await client.get("/models/tiny-images")).json()["calibration"]
+    edges, counts = calibration["histogram"]["edges"], calibration["histogram"]["counts"]
+    assert (len(edges), len(counts), sum(counts)) == (41, 40, 100)
+    assert np.allclose(np.diff(edges), (edges[-1] - edges[0]) / 40)
+    assert edges[0] == calibration["summary"]["lowest"]
 
 
 async def test_what_is_decoded_can_be_encoded_also_where_columns_are_categories(client: httpx.AsyncClient) -> None:

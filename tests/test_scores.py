@@ -13,6 +13,7 @@ from service.scores import (
     log_mean_exp,
     negative_log_likelihood,
     p_values,
+    score_histogram,
     smallest_p_value,
 )
 
@@ -91,3 +92,13 @@ def test_among_flagged_rows_the_share_of_normal_ones_keeps_to_the_level() -> Non
         found.append(flagged[90:].mean())
     assert np.mean(shares) == pytest.approx(0.2 * 0.9, abs=0.02)
     assert np.mean(found) > 0.95
+
+
+def test_a_histogram_counts_every_score_and_is_not_squashed_by_a_wild_one() -> None:
+    scores = np.sort(np.append(np.random.default_rng(0).normal(size=999), 1e9))
+    histogram = score_histogram(scores)
+    assert sum(histogram["counts"]) == 1000
+    assert histogram["edges"][0] == scores[0]
+    assert histogram["edges"][-1] < 10
+    assert histogram["counts"][-1] == 1
+    assert score_histogram(np.full(3, 7.0))["counts"].count(3) == 1

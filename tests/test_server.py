@@ -38,10 +38,10 @@ def start(*arguments: object, **environment: str) -> "subprocess.Popen[str]":
 
 
 @contextmanager
-def server(*arguments: object) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+def server(*arguments: object, **environment: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     """A server that is ready, and its address."""
     port = free_port()
-    process = start(*arguments, "--port", port)
+    process = start(*arguments, "--port", port, **environment)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(url, process)

@@ -1,0 +1,241 @@
+// Tables: one row in a form, a file, and rows that the model makes up.
+
+import { askJson } from "./api.js";
+import { bar } from "./charts.js";
+import * as csv from "./csv.js";
+import { byId, el, latest, number, onFile, save } from "./dom.js";
+import { showResult } from "./results.js";
+
+const CHUNK = 1024; // rows of one request
+const SHOWN_ROWS = 100; // of a scored file
+const LEAST_SPREAD = 3; // nats between contributions that a whole bar is worth
+const RARELY = 1e6; // seeds
+
+let model, examples, nextExample;
+let file = null; // the scored one: {name, header, rows, inputs, results, rejected}
+
+/** Show a model of tables. */
+export async function show(chosen, signal) {
+  model = chosen;
+  byId("level").value = model.calibration?.alpha ?? 0.05;
+  for (const id of ["csv-result", "csv-rejected", "csv-progress"]) byId(id).hidden = true;
+  byId("csv-summary").replaceChildren();
+  const answer = await askJson(`models/${encodeURIComponent(model.reference)}/example`, { query: { n: 100 }, signal });
+  examples = answer.inputs;
+  nextExample = 0;
+  byId("row-form").replaceChildren(...model.columns.map(field));
+  showExample();
+}
+
+// One row.
+
+function field({ name, type, categories }, j) {
+  const id = `column-${j}`;
+  const input = type === "categorical"
+    ? el("select", { id }, ...categories.map((category, code) => new Option(category, code)))
+    : el("input", { id, type: "number", step: type === "integer" ? 1 : "any", required: true });
+  input.addEventListener("input", () => scoreRow());
+  const contribution = el("div", { className: "contribution", id: `contribution-${j}` });
+  return el("div", { className: "field" }, el("label", { htmlFor: id }, name), input, contribution);
+}
+
+const inputs = () => [...byId("row-form").querySelectorAll("input, select")];
+
+function setRow(values) {
+  inputs().forEach((input, j) => (input.value = input.type === "number" ? Number(values[j].toPrecision(6)) : values[j]));
+  scoreRow();
+}
+
+const showExample = () => setRow(examples[nextExample++ % examples.length]);
+
+const scoreRow = latest(async (signal) => {
+  const wrong = inputs().findIndex((input) => !input.checkValidity());
+  if (wrong >= 0) {
+    const verdict = byId("row-verdict");
+    verdict.className = "verdict";
+    verdict.textContent = `${model.columns[wrong].name}: ${inputs()[wrong].validationMessage}`;
+    return;
+  }
+  const json = { model: model.reference, inputs: [inputs().map((input) => Number(input.value))], explain: true };
+  const answer = await askJson("log-likelihood", { json, signal }).catch((error) => {
+    if (error.status !== 413) throw error; // else it has too many columns for an explanation
+    return askJson("log-likelihood", { json: { ...json, explain: false }, signal });
+  });
+  showResult("row", answer, model, "row");
+  const parts = answer.contributions?.[0] ?? [];
+  const least = Math.min(...parts), most = Math.max(...parts, least + LEAST_SPREAD);
+  parts.forEach((nats, j) => byId(`contribution-${j}`).replaceChildren(bar((nats - least) / (most - least)), `${number(nats)} nats`));
+}, 0.15);
+
+const randomRow = latest(async (signal) => {
+  const seed = Math.floor(Math.random() * RARELY);
+  const answer = await askJson("sample", { json: { model: model.reference, n: 1, seed }, signal });
+  setRow(answer.samples[0].map(asCell));
+});
+
+/** A sampled value as it would stand in data: whole where the column holds whole numbers. */
+function asCell(value, j) {
+  const { type, categories } = model.columns[j];
+  if (type === "categorical") return Math.min(categories.length - 1, Math.max(0, Math.round(value)));
+  return type === "integer" ? Math.round(value) : value;
+}
+
+const shown = (value, j) => model.columns[j].categories[value] ?? number(value);
+
+// Sampled rows.
+
+/** Show an answer of /sample. */
+export function showSamples(container, answer) {
+  const rows = answer.samples.map((row) => row.map(asCell));
+  const table = el("table");
+  fill(table, ["Row", "log-likelihood", ...model.columns.map(({ name }) => name)], rows.map((row, i) => ({
+    cells: [scoreButton(String(i + 1), row), number(answer.log_likelihood[i]), ...row.map(shown)],
+  })));
+  const region = el("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: "Sampled rows" }, table);
+  container.replaceChildren(region);
+}
+
+function scoreButton(text, row) {
+  const button = el("button", { type: "button", className: "quiet", title: "Look into it above" }, text);
+  button.addEventListener("click", () => {
+    setRow(row);
+    byId("row-title").scrollIntoView();
+  });
+  return button;
+}
+
+function fill(table, header, rows) {
+  table.replaceChildren(
+    el("thead", {}, el("tr", {}, ...header.map((name) => el("th", { scope: "col" }, name)))),
+    el("tbody", {}, ...rows.map(({ cells, flagged }) =>
+      el("tr", { className: flagged ? "flagged" : "" }, ...cells.map((cell) => el("td", {}, cell))))));
+}
+
+// A file.
+
+const scoreFile = latest(async (signal, chosen) => {
+  const fail = (text) => { throw Object.assign(new Error(`${chosen.name}: ${text}`), { status: 422 }); };
+  byId("csv-result").hidden = true;
+  let table;
+  try {
+    table = csv.parse(await chosen.text());
+  } catch (error) {
+    fail(error.message);
+  }
+  const places = model.columns.map(({ name }) => table.header.indexOf(name));
+  const missing = model.columns.filter((_, j) => places[j] < 0).map(({ name }) => name);
+  if (missing.length) fail(`columns are missing that the model needs: ${missing.slice(0, 5).join(", ")}${missing.length > 5 ? `, and ${missing.length - 5} more` : ""}`);
+  file = { name: chosen.name, ...table, inputs: [], results: [], rejected: [] };
+  file.rows.forEach((row, i) => {
+    try {
+      file.inputs[i] = model.columns.map((column, j) => readCell(row[places[j]] ?? "", column));
+    } catch (error) {
+      file.rejected[i] = error.message;
+    }
+  });
+  byId("csv-progress").hidden = false;
+  try {
+    const good = Object.keys(file.inputs).map(Number);
+    byId("progress").max = good.length;
+    for (let start = 0; start < good.length; start += CHUNK) {
+      byId("progress").value = start;
+      await scoreRows(good.slice(start, start + CHUNK), signal);
+    }
+  } finally {
+    byId("csv-progress").hidden = true;
+  }
+  showFile();
+});
+
+/** The number that a cell stands for: of a category its code. Throws Error. */
+function readCell(cell, { name, type, categories }) {
+  const value = type === "categorical" && categories.includes(cell) ? categories.indexOf(cell) : Number(cell || NaN);
+  if (type === "categorical" && !(Number.isInteger(value) && value >= 0 && value < categories.length))
+    throw new Error(cell ? `${name}: "${cell}" is none of ${categories.slice(0, 8).join(", ")}` : `${name} is missing`);
+  if (!Number.isFinite(value)) throw new Error(cell ? `${name}: "${cell}" is not a number` : `${name} is missing`);
+  return value;
+}
+
+/** Score rows by their places. Where the service refuses some, those are found by halving. */
+async function scoreRows(places, signal) {
+  try {
+    const rows = places.map((i) => file.inputs[i]);
+    const answer = await askJson("log-likelihood", { json: { model: model.reference, inputs: rows }, signal });
+    places.forEach((i, k) => {
+      file.results[i] = { logLikelihood: answer.log_likelihood[k], score: answer.score?.[k], p: answer.p_value?.[k] };
+    });
+  } catch (error) {
+    if (![400, 413, 422].includes(error.status)) throw error;
+    if (places.length === 1) {
+      file.rejected[places[0]] = error.message;
+      return;
+    }
+    const half = Math.ceil(places.length / 2);
+    await scoreRows(places.slice(0, half), signal);
+    await scoreRows(places.slice(half), signal);
+  }
+}
+
+/** The p-value up to which rows are flagged: alpha, or what Benjamini and Hochberg (1995) make of a false discovery rate. */
+function threshold() {
+  const level = Number(byId("level").value);
+  if (byId("flag-by").value === "alpha") return level;
+  const ordered = Object.values(file.results).map(({ p }) => p).sort((a, b) => a - b);
+  return Math.max(-1, ...ordered.filter((p, k) => p <= (level * (k + 1)) / ordered.length));
+}
+
+function showFile() {
+  if (!file || !byId("level").checkValidity()) return;
+  const calibrated = Boolean(model.calibration), limit = threshold();
+  const places = Object.keys(file.results).map(Number);
+  const badness = (i) => file.results[i].score ?? -file.results[i].logLikelihood;
+  places.forEach((i) => (file.results[i].flagged = calibrated && file.results[i].p <= limit));
+  places.sort((a, b) => badness(b) - badness(a));
+  const flagged = places.filter((i) => file.results[i].flagged).length;
+  const rejected = Object.entries(file.rejected);
+  byId("csv-summary").textContent = `${file.name}: ${places.length} rows scored` +
+    (calibrated ? `, ${flagged} flagged` : "") + (rejected.length ? `, ${rejected.length} refused` : "") +
+    (places.length > SHOWN_ROWS ? `. The ${SHOWN_ROWS} worst:` : ". Worst first:");
+  fill(byId("csv-table"), ["Row", ...(calibrated ? ["p-value", "score"] : []), "log-likelihood", ...file.header],
+    places.slice(0, SHOWN_ROWS).map((i) => {
+      const { p, score, logLikelihood, flagged } = file.results[i];
+      const figures = calibrated ? [number(p), number(score)] : [];
+      return { flagged, cells: [scoreButton(String(i + 1), file.inputs[i]), ...figures, number(logLikelihood), ...file.rows[i]] };
+    }));
+  byId("csv-result").hidden = !places.length;
+  const list = byId("csv-rejected");
+  list.hidden = !rejected.length;
+  list.querySelector("summary").textContent = `Rows that the model does not take (${rejected.length})`;
+  list.querySelector("ul").replaceChildren(...rejected.slice(0, SHOWN_ROWS).map(([i, why]) => el("li", {}, `Row ${Number(i) + 1}: ${why}`)));
+}
+
+/** Save all rows in their order, with scores or with the reason why there are none. */
+function download() {
+  const calibrated = Boolean(model.calibration);
+  const added = ["log_likelihood", ...(calibrated ? ["score", "p_value", "is_anomaly"] : []), ...(file.rejected.length ? ["error"] : [])];
+  const lines = file.rows.map((row, i) => {
+    const { logLikelihood = "", score = "", p = "", flagged = "" } = file.results[i] ?? {};
+    return [...row, logLikelihood, ...(calibrated ? [score, p, flagged] : []), ...(file.rejected.length ? [file.rejected[i] ?? ""] : [])];
+  });
+  save(file.name.replace(/\.\w+$/, "") + "-scored.csv", csv.write([[...file.header, ...added], ...lines]), "text/csv");
+}
+
+/** Save rows that the model takes, to begin with: its examples, and samples. */
+const downloadExample = latest(async (signal) => {
+  const answer = await askJson("sample", { json: { model: model.reference, n: 50, seed: 1 }, signal });
+  const rows = [...examples, ...answer.samples.map((row) => row.map(asCell))];
+  const lines = rows.map((row) => row.map((value, j) => model.columns[j].categories[value] ?? value));
+  save(`${model.name}-example.csv`, csv.write([model.columns.map(({ name }) => name), ...lines]), "text/csv");
+});
+
+/** Listen to what people do in this view. */
+export function listen() {
+  byId("row-form").addEventListener("submit", (event) => event.preventDefault());
+  byId("next-example").addEventListener("click", showExample);
+  byId("random-row").addEventListener("click", () => randomRow());
+  onFile(byId("csv"), byId("csv-drop"), scoreFile);
+  byId("stop").addEventListener("click", scoreFile.stop);
+  byId("download").addEventListener("click", download);
+  byId("example-csv").addEventListener("click", () => downloadExample());
+  for (const id of ["flag-by", "level"]) byId(id).addEventListener("input", showFile);
+}
