@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import numpy.typing as npt
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 expect.set_options(timeout=20_000)
@@ -54,6 +54,13 @@ def canvas(page: Page, name: str) -> npt.NDArray[np.uint8]:
         "c => [c.height, c.width, ...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
     )
     return np.array(values[2:], np.uint8).reshape(*values[:2], 4)[..., :3]
+
+
+def drop(page: Page, target: Locator, name: str, content: bytes) -> None:
+    """Drop a file on an element."""
+    files = "([name, bytes]) => { const t = new DataTransfer(); t.items.add(new File([Uint8Array.from(bytes)], name)); "
+    transfer = page.evaluate_handle(f"{files} return t; }}", [name, list(content)])
+    target.dispatch_event("drop", {"dataTransfer": transfer})
 
 
 def figure(page: Page, term: str) -> str:

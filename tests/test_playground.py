@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from service.api import PLAYGROUND
 from tests.browser import browser as browser
-from tests.browser import canvas, figure, opened
+from tests.browser import canvas, drop, figure, opened
 from tests.test_server import server
 
 SCORED = re.compile("of normal .* score at least as high")
@@ -139,6 +139,9 @@ def test_a_file_is_scored_as_the_service_scores_it(page: Page, url: str, x: np.n
     page.get_by_label("Choose an image file").set_input_files(
         {"name": "a.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
     )
+    wait_for_score(page, score_of(url, [x[3].ravel().tolist()]))
+    page.get_by_role("button", name="Clear").click()
+    drop(page, page.get_by_role("img", name=IMAGE), "a.png", buffer.getvalue())
     wait_for_score(page, score_of(url, [x[3].ravel().tolist()]))
     page.get_by_label("Choose an image file").set_input_files(
         {"name": "b.png", "mimeType": "image/png", "buffer": b"no image"}

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from service.scores import benjamini_hochberg
 from tests.browser import browser as browser
-from tests.browser import figure, opened
+from tests.browser import drop, figure, opened
 from tests.test_playground import SCORED, score_shown, wait_for_result, wait_for_score
 from tests.test_server import server
 
@@ -120,6 +120,10 @@ def test_a_file_comes_back_scored_worst_rows_first(page: Page, url: str) -> None
     records = [record(i) for i in range(150)]
     records[37] |= {"size": 30.0, "copy": 30.0}
     records[80] |= {"count": 60}
+    give(page, as_csv(records))
+    expect(page.get_by_role("status").filter(has_text="150 rows scored")).to_be_visible()
+    drop(page, page.get_by_text("Or drop it here"), "dropped.csv", as_csv(records[:20]).encode())
+    expect(page.get_by_role("status").filter(has_text="dropped.csv: 20 rows scored")).to_be_visible()
     give(page, as_csv(records))
     expect(page.get_by_role("status").filter(has_text="150 rows scored")).to_be_visible()
     answer = ask(url, records)

@@ -44,7 +44,7 @@ export async function show(chosen, signal) {
   samples = frames = [];
   const [channels, height, width] = model.shape;
   byId("size").textContent = `${width} x ${height} pixels`;
-  byId("image-view").style.setProperty("--aspect", width / height);
+  byId("main").style.setProperty("--aspect", width / height);
   for (const [part, hidden] of [["color-only", channels !== 3], ["grey-only", channels === 3]])
     document.querySelectorAll(`.${part}`).forEach((node) => (node.hidden = hidden));
   const answer = await askJson(`models/${encodeURIComponent(model.reference)}/example`, { query: { n: 12 }, signal });
@@ -285,7 +285,7 @@ export function listen() {
   listenToDrawing();
   byId("clear").addEventListener("click", () => setImage(new Float32Array(image.length).fill(model.value_range[0])));
   byId("invert").addEventListener("click", () => setImage(image.map((value) => model.value_range[0] + model.value_range[1] - value)));
-  onFile(byId("file"), byId("drop"), readFile, () => byId("image-view").isConnected);
+  onFile(byId("file"), byId("score"), readFile, () => byId("image-view").isConnected);
   showValue(byId("position"), (value) => percent(value / (STEPS - 1)));
   byId("position").addEventListener("input", showFrame);
   for (const id of ["from", "to"]) byId(id).addEventListener("change", () => interpolateNow());
