@@ -163,6 +163,18 @@ async def test_a_seed_is_returned_and_repeats_the_samples(client: httpx.AsyncCli
     assert (await client.get("/sample")).json()["seed"] != first["seed"]
 
 
+async def test_a_sample_is_the_decoded_noise_of_its_seed_times_its_temperature(
+    client: httpx.AsyncClient, images: Artifact
+) -> None:
+    answer = await post(client, "/sample", {"n": 3, "temperature": 0.6, "seed": 11})
+    generators = [np.random.Generator(np.random.Philox(key=np.array([11, row], np.uint64))) for row in range(3)]
+    noise = np.stack([generator.standard_normal(64, np.float32) for generator in generators])
+    samples = images.program.decode(torch.from_numpy(0.6 * noise))
+    np.testing.assert_allclose(answer["samples"], samples, atol=1e-3)
+    expected = images.program.log_prob(torch.tensor(answer["samples"])).numpy()
+    assert within_tolerance(np.array(answer["log_likelihood"]), expected)
+
+
 async def test_temperature_zero_gives_the_image_of_the_zero_code(client: httpx.AsyncClient) -> None:
     sampled = await post(client, "/sample", {"n": 1, "temperature": 0})
     decoded = await post(client, "/decode", {"latents": [[0.0] * 64]})

@@ -1,5 +1,6 @@
 """Laws of every bijection: a table of constructors times the laws. Adding a bijection is adding a row."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -24,6 +25,7 @@ from model.bijections import (
     Split,
     Squeeze,
     Standardize,
+    log_normal,
 )
 from model.nets import ConvNet, ResidualMLP
 from service.artifact import compile_module
@@ -188,6 +190,40 @@ def test_determinant_of_z1_plus_z2_and_twice_z1_is_two() -> None:
     assert log_det.exp().item() == pytest.approx(2.0)
 
 
+def test_a_squeeze_makes_four_neighbouring_channels_of_a_block_of_pixels() -> None:
+    x = torch.randn(2, 3, 4, 6)
+    z, _ = Squeeze()(x)
+    for c, i, j in itertools.product(range(3), range(2), range(2)):
+        assert torch.equal(z[:, 4 * c + 2 * i + j], x[:, c, i::2, j::2])
+
+
+@pytest.mark.parametrize("bound", [1.0, 2.5])
+def test_an_affine_coupling_copies_one_half_and_scales_the_other_within_a_bound(bound: float) -> None:
+    torch.manual_seed(0)
+    x, params = torch.randn(2, 5, 3, 3), 4 * torch.randn(2, 4, 3, 3)
+    net = nn.Identity()
+    net.forward = lambda copied: params  # type: ignore[method-assign, assignment]
+    z, log_det = ChannelCoupling(5, net, Affine(bound))(x)
+    log_scale = bound * torch.tanh(params[:, :2] / bound)
+    assert torch.equal(z[:, :3], x[:, :3])
+    torch.testing.assert_close(z[:, 3:], x[:, 3:] * log_scale.exp() + params[:, 2:])
+    torch.testing.assert_close(log_det, log_scale.double().sum((1, 2, 3)))
+
+
+def test_what_a_split_takes_off_is_gaussian_given_what_it_keeps() -> None:
+    torch.manual_seed(0)
+    split = Split(ConvNet(2, 4, SHAPE[1:], 6, 1)).double()
+    for parameter in split.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    x = torch.randn(3, *SHAPE, dtype=torch.float64)
+    kept, eps, log_det = split(x)
+    mean, log_sigma = split.prior(x[:, :2])
+    density = torch.distributions.Normal(mean, log_sigma.exp()).log_prob(x[:, 2:])  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(log_normal(eps).sum((1, 2, 3)) + log_det, density.sum((1, 2, 3)))
+    assert torch.equal(kept, x[:, :2])
+    assert log_sigma.abs().max() < 4
+
+
 def test_permutation_matrix_sends_1_2_3_to_3_1_2() -> None:
     x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)[None, :, None, None]
     fixed = Permutation([2, 0, 1])
@@ -280,6 +316,14 @@ def test_pixels_with_equal_probabilities_are_normal_quantiles_of_bin_centres() -
     x = torch.arange(4.0)[None, None, None]
     z, _ = Pixels(torch.full((4,), 0.25))(x)
     torch.testing.assert_close(torch.special.ndtr(z), (x.double() + 0.5) / 4)
+
+
+def test_a_pixel_is_ranked_by_the_share_of_smaller_values() -> None:
+    probabilities = uneven_probabilities()
+    x = torch.tensor([-0.5, 0.0, 2.75, 15.0], dtype=torch.float64)
+    z, _ = Pixels(probabilities)(x[:, None, None, None])
+    shares = [0 * x[0], probabilities[0] / 2, probabilities[:3].sum() + probabilities[3] / 4, 1 - probabilities[15] / 2]
+    assert torch.special.ndtr(z).flatten().tolist() == pytest.approx([float(share) for share in shares], abs=2e-9)
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,17 @@ async def test_one_moved_measurement_of_a_benign_tumour_is_found() -> None:
     assert np.mean(contributions.argmax(1) == moved) >= 0.9
 
 
+async def test_of_independent_columns_each_gains_what_its_best_alternative_takes_off() -> None:
+    async def score(rows: Any) -> Any:
+        return -(rows**2).sum(1) / 2 - 7
+
+    x, values = np.array([[3.0, -0.5, 0.1]]), np.array([[1.0, 1.0, -1.0], [-1.0, 0.2, 2.0]])
+    contributions = await explanations.explain(x, await score(x), values, score, 4)
+    gains = np.array([3**2 - 1, 0.5**2 - 0.2**2, 0]) / 2
+    nats = (3**2 + 0.5**2 + 0.1**2) / 2 + 7
+    np.testing.assert_allclose(contributions[0], gains + (nats - gains.sum()) / 3)
+
+
 async def test_several_odd_columns_do_not_hide_each_other() -> None:
     """Columns 0 and 1 must be equal, so that repairing either alone is no good where both are odd."""
 

@@ -33,7 +33,7 @@ from service.artifact import (
 )
 from service.artifact.file import pack
 from service.catalog import find_artifacts
-from tests.conftest import divide, tiny_images, tiny_recipe, tiny_table, train_and_export
+from tests.conftest import divide, perturbed, tiny_images, tiny_recipe, tiny_table, train_and_export
 
 CASES: dict[str, tuple[dict[str, Any], Callable[[], Splits]]] = {
     "image": ({"num_levels": 2, "bits": 4}, tiny_images),
@@ -105,6 +105,24 @@ def test_nothing_that_the_input_does_not_decide_is_left_to_compute(exported: tup
     assert not any(isinstance(module, ActNorm) for module in folded.modules())
     assert not any(hasattr(module, "log_scale") for module in folded.modules())
     assert not any(parameter.requires_grad for parameter in folded.parameters())
+
+
+def test_a_step_folds_to_one_matrix_and_its_determinant_into_the_constant() -> None:
+    torch.manual_seed(0)
+    flow = perturbed(build_glow((1, 4, 4), GlowConfig(num_levels=2, num_steps=2, width=8)))
+    folded = fold(flow)
+    constant = 0.0
+    levels = zip([*flow.levels, flow.top], [*folded.levels, folded.top], flow.latent_shapes, strict=True)
+    for level, folded_level, (_, height, width) in levels:
+        _, *layers = level.steps
+        for step, actnorm, mixing in zip(folded_level.steps, layers[::3], layers[1::3], strict=True):
+            weight = mixing.weight() @ torch.diag(actnorm.log_scale.exp())
+            torch.testing.assert_close(step.weight[:, :, 0, 0].double(), weight, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(step.bias.double(), weight @ actnorm.bias, rtol=1e-6, atol=1e-6)
+            inverse = torch.linalg.inv(step.weight[:, :, 0, 0].double())
+            torch.testing.assert_close(step.inverse_weight[:, :, 0, 0], inverse.float(), rtol=0, atol=0)
+            constant += height * width * (actnorm.log_scale.sum() + mixing.log_s.sum()).item()
+    assert folded.constant.item() == pytest.approx(constant, abs=1e-4)
 
 
 def test_extreme_finite_inputs_get_finite_answers(exported: tuple[Glow, Path, Splits]) -> None:

@@ -90,6 +90,22 @@ def test_density_of_a_pixel_pair_integrates_to_one_over_the_pixel_range() -> Non
     assert (flow.log_prob(grid).exp().sum() * step**4).item() == pytest.approx(1, abs=0.02)
 
 
+def test_noise_bounds_the_log_probability_of_an_integer_and_more_noise_tightens_it() -> None:
+    """E log p(x + u) <= E log mean_k p(x + u_k) <= log P(x), and the P(x) of all images sum to 1."""
+    torch.manual_seed(0)
+    flow = perturbed(build_glow((1, 2, 2), GlowConfig(num_steps=2, width=8, bits=1)), 0.1)
+    axis = torch.arange(-0.45, 0.5, 0.1, dtype=torch.float64)
+    noise = torch.cartesian_prod(axis, axis, axis, axis).reshape(-1, 1, 2, 2)
+    images = torch.cartesian_prod(*[torch.arange(2.0, dtype=torch.float64)] * 4).reshape(-1, 1, 2, 2)
+    log_p = torch.stack([flow.log_prob(image + noise) for image in images])
+    log_probability = torch.logsumexp(log_p, 1) - math.log(len(noise))  # bins of volume 1: the mean is the integral
+    assert log_probability.exp().sum().item() == pytest.approx(1, abs=0.02)
+    shuffled = log_p[:, torch.randperm(len(noise))].reshape(len(images), -1, 8)
+    of_eight = (torch.logsumexp(shuffled, 2) - math.log(8)).mean(1)
+    assert (log_p.mean(1) < of_eight).all()
+    assert (of_eight < log_probability).all()
+
+
 def test_samples_follow_the_density() -> None:
     """The share of samples in each cell of a grid is the density's integral over it (chi-squared statistic)."""
     torch.manual_seed(0)

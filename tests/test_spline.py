@@ -1,5 +1,6 @@
 """Laws of the rational-quadratic spline: smooth, increasing, bounded slopes, undone in single precision."""
 
+import itertools
 import math
 
 import pytest
@@ -21,6 +22,26 @@ def test_spline_is_increasing_and_the_identity_beyond_its_bound() -> None:
     assert (z.flatten().diff() > 0).all()
     outside = grid.abs() > 2
     assert torch.equal(z.flatten()[outside], grid[outside])
+
+
+def test_spline_is_the_rational_quadratic_of_its_knots() -> None:
+    spline = Spline(4, bound=2.0).double()
+    params = spline_parameters(spline, 1, 2.0).double()
+    width_shares, height_shares = (
+        0.01 + 0.96 * torch.softmax(part, 0) for part in torch.split(params.flatten()[:8], 4)
+    )
+    slopes = 0.01 + torch.nn.functional.softplus(params.flatten()[8:] + math.log(math.expm1(0.99)))
+    d = [1.0, *slopes.tolist(), 1.0]
+    edges_x, edges_y = (
+        torch.cat([torch.zeros(1), 4 * shares.cumsum(0)]) - 2 for shares in (width_shares, height_shares)
+    )
+    for k, xi in itertools.product(range(4), (0.1, 0.5, 0.8)):
+        dx, dy = (edges_x[k + 1] - edges_x[k]).item(), (edges_y[k + 1] - edges_y[k]).item()
+        s, x = dy / dx, edges_x[k].item() + xi * dx
+        numerator = dy * (s * xi**2 + d[k] * xi * (1 - xi))
+        expected = edges_y[k].item() + numerator / (s + (d[k] + d[k + 1] - 2 * s) * xi * (1 - xi))
+        z, _ = spline(torch.full((1, 1, 1, 1), x, dtype=torch.float64), params)
+        assert z.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_spline_has_one_slope_on_both_sides_of_every_knot() -> None:

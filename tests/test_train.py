@@ -50,6 +50,13 @@ def test_training_lowers_the_loss_of_images_and_of_tables() -> None:
         assert trainer.evaluate() < before - 0.05
 
 
+def test_the_loss_is_the_mean_in_the_unit_that_is_published() -> None:
+    log_prob = torch.tensor([-10.0, -30.0])
+    images, table = Trainer(tiny_recipe("a", bits=4), tiny_images()), Trainer(tiny_recipe("b"), tiny_table())
+    assert images.loss(log_prob).item() == pytest.approx(20 / (64 * math.log(2)))
+    assert table.loss(log_prob).item() == pytest.approx(20)
+
+
 def test_a_resumed_run_takes_exactly_the_steps_of_an_uninterrupted_one(tmp_path: Path) -> None:
     recipe, splits = tiny_recipe("a", dropout=0.2), tiny_table()
     whole = Trainer(recipe, splits)
