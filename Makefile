@@ -12,7 +12,7 @@ LOCK = CUSTOM_COMPILE_COMMAND="make lock" .cache/pip-tools/bin/pip-compile --qui
     --no-emit-options --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --pip-args "$(PIP_ARGS)" \
     $(addprefix --unsafe-package ,glow-service torch $(CUDA_ONLY)) $(UPGRADE)
 
-.PHONY: serve test check format artifacts lock docker-test bench-engine bench-engine-cuda \
+.PHONY: serve test check format artifacts pictures lock docker-test bench-engine bench-engine-cuda \
     bench-conditioners bench-plane bench-adbench bench-why \
     bench-anomalies bench-bulk bench-drift bench-explanations bench-false-alarms bench-fold-calibration bench-json bench-serving \
     bench-overload bench-idle bench-lifecycle bench-soak clean
@@ -39,6 +39,11 @@ artifacts: $(VENV)/.test
 	    $(BIN)/torchrun --nproc-per-node $(PROCESSES) -m model.train model/recipes/$$name.toml --data-dir $(DATA) $$resume && \
 	    $(BIN)/python -m model.export runs/$$name/best.pt service/artifacts/$$name.pt --data-dir $(DATA) || exit 1; \
 	done
+
+# Draws docs/images again, a few minutes on one core; make pictures PICTURES=samples draws one. What needs data that are
+# not in DATA is kept as it is.
+pictures: $(VENV)/.test
+	$(BIN)/python -W ignore -m docs.pictures $(PICTURES) --data $(DATA)
 
 # Writes requirements/*.txt again after a change of pyproject.toml, keeping the releases that still fit; make lock
 # UPGRADE=--upgrade takes the newest. Without torch and what only its GPU build needs: that depends on the device.
