@@ -14,7 +14,7 @@ class Split(nn.Module):
     multi-scale flow is an affine bijection like any other, and a latent code is plain N(0, I) at every level.
 
     x: (B, C, H, W), C even -> kept (B, C/2, H, W), eps (B, C/2, H, W); net: (B, C/2, H, W) -> (B, C, H, W). Source:
-    Kingma & Dhariwal 2018 (arXiv:1807.03039), section 3.4 and figure 2b.
+    Kingma & Dhariwal 2018 (arXiv:1807.03039), figure 2b.
     """
 
     def __init__(self, net: nn.Module, max_log_sigma: float = 4.0) -> None:
