@@ -17,7 +17,7 @@ from service import noise
 from service.answer import answer, formats_of_arrays, formats_of_inputs, json_answer
 from service.artifact import Manifest
 from service.call import Body, Call, flows_of, service_of
-from service.codecs import arrow, image, json_body, npy
+from service.codecs import ANY_BINARY, arrow, image, json_body, npy, sniff
 from service.engine import Model
 from service.errors import TooLarge, UnsupportedMediaType
 from service.flows import Flows, default_alpha
@@ -283,6 +283,8 @@ def _parse_rows(
     call: Call, body: Body, kind: type[RowsOptions], field: Literal["inputs", "latents"]
 ) -> tuple[Model, RowsOptions, Array]:
     flows, media_type = call.flows, call.media_type
+    if media_type == ANY_BINARY:
+        media_type = sniff(body)
     if media_type == json_body.MEDIA_TYPE:
         value, members = json_body.read_rows(body, field, partial(flows.check_rows, None, what="rows"))
         options = read_options(kind, call.query, members)

@@ -60,8 +60,9 @@ async def test_every_form_of_an_image_is_the_same_image(client: httpx.AsyncClien
         (npy(one), "application/x-npy"),
         (npy(one[0]), "application/x-npy"),
     ):
-        response = await client.post("/log-likelihood", content=content, headers={"content-type": media_type})
-        assert response.json()["log_likelihood"] == pytest.approx(expected), response.text
+        for named in (media_type, "application/octet-stream"):
+            response = await client.post("/log-likelihood", content=content, headers={"content-type": named})
+            assert response.json()["log_likelihood"] == pytest.approx(expected), response.text
 
 
 async def test_every_form_of_a_row_is_the_same_row(client: httpx.AsyncClient) -> None:

@@ -17,13 +17,28 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from service.codecs import json_body, npy
+from service.codecs import ANY_BINARY, arrow, image, json_body, npy, sniff
 from service.codecs.compression import Inflater, compress
 from service.errors import BadRequest, ServiceError, TooLarge, Unprocessable
 from tests import wire
 from tests.wire import any_rows, at_most_three, mutated, outcome
 
 Body = bytes | bytearray
+
+
+@pytest.mark.parametrize(
+    ("body", "media_type"),
+    [
+        (npy.write(np.ones((2, 3))), npy.MEDIA_TYPE),
+        (arrow.write({"x": np.ones(2)}, {}), arrow.MEDIA_TYPE),
+        (image.write_grid(np.ones((1, 1, 2, 2)), (0.0, 1.0)), "image/png"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "image/jpeg"),
+        (b'{"inputs": [[1.0]]}', ANY_BINARY),
+        (b"", ANY_BINARY),
+    ],
+)
+def test_a_file_is_told_by_its_first_bytes(body: bytes, media_type: str) -> None:
+    assert sniff(body) == sniff(bytearray(body)) == media_type
 
 
 numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**70), 2**70)

@@ -16,13 +16,13 @@ import numpy.typing as npt
 import orjson
 import simdjson
 
-from service.codecs import json_body
+from service.codecs import ANY_BINARY, json_body
 from service.errors import BadRequest, Unprocessable
 
 Array = npt.NDArray[Any]
 Body = bytes | bytearray
 
-MEDIA_TYPE = "application/octet-stream"
+MEDIA_TYPE = ANY_BINARY
 # What tensors of a request may hold; answers have BOOL besides.
 DATATYPES: dict[str, np.dtype[Any]] = {
     f"{prefix}{8 * size}": np.dtype(f"<{kind}{size}")
