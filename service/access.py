@@ -30,8 +30,9 @@ from service.shared import shared_folder
 Scope = Literal["infer", "metrics", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 ANONYMOUS: frozenset[Scope] = frozenset({"infer", "metrics"})  # where there are no keys
-OPEN = frozenset({"/", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})  # to everyone
-PLAYGROUND = "/playground/"  # so is the page at /, which asks for a key itself
+OPEN = frozenset({"/", "/docs", "/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})  # to everyone
+PLAYGROUND = "/playground/"  # so are the pages at / and /docs, which ask for a key themselves; what they show is not:
+DOCS_FILES = "/static-offline-docs/"  # /openapi.json has names, shapes and a row of each model
 BURST_S = 4  # of a key's rate that its bucket holds where the file does not say
 
 _READING = ("GET", "HEAD", "OPTIONS")
@@ -121,7 +122,7 @@ class Access:
 
 def scope_of(method: str, path: str) -> Scope | None:
     """The scope that a route needs; None: it is open. What changes something needs admin."""
-    if method in _READING and (path in OPEN or path.startswith(PLAYGROUND)):
+    if method in _READING and (path in OPEN or path.startswith((PLAYGROUND, DOCS_FILES))):
         return None
     if path.startswith("/admin/") or path.endswith("/drift/reset"):
         return "admin"

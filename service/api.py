@@ -39,6 +39,7 @@ Array = npt.NDArray[Any]
 Endpoint = Callable[[Call], Awaitable[Response]]
 RowsOptions = TypeVar("RowsOptions", bound=RowOptions)
 PLAYGROUND = Path(__file__).parent / "playground"
+_DOCS_PAGE = Path(__file__).parent / "openapi" / "docs.html"
 _SMALL_BODY, _SMALL_ARRAY = 2**16, 2**22  # bytes that take the event loop less than about a millisecond to parse
 
 router = APIRouter()
@@ -211,6 +212,12 @@ async def metrics(request: Request) -> Response:
 async def playground() -> Response:
     """The page on which people try models out. It asks this service alone, and runs and shows nothing else."""
     return FileResponse(PLAYGROUND / "index.html", headers={"content-security-policy": _PAGE_POLICY})
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
+    """The page on which people read /openapi.json and try the routes; it asks for a key where that needs one."""
+    return FileResponse(_DOCS_PAGE)
 
 
 _PAGE_POLICY = (

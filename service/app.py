@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from service import api, openapi
-from service.access import PLAYGROUND
+from service.access import DOCS_FILES, PLAYGROUND
 from service.artifact import ArtifactError
 from service.call import TIMEOUT_HEADER
 from service.errors import ServiceError
@@ -53,6 +53,8 @@ def create_app(settings: Settings, *, load_first: bool = True) -> FastAPI:
 
     # The same as FastAPI(...), with the scripts of /docs served from here instead of a CDN.
     app = FastAPIOffline(
+        docs_url=None,  # ours asks for a key
+        static_url=DOCS_FILES.rstrip("/"),
         title="Glow service",
         summary=openapi.SUMMARY,
         version=openapi.VERSION,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from fastapi import FastAPI
 from starlette.routing import Route
 
 from service import api, keys
-from service.access import OPEN, Access, read_access, scope_of
+from service.access import Access, read_access, scope_of
 from service.api import ENDPOINTS
 from service.app import create_app
 from service.errors import Forbidden, QueueFull, QuotaExceeded, TooLarge, Unauthorized
@@ -91,7 +92,7 @@ async def test_without_a_key_nothing_is_answered_but_whether_it_lives_and_is_rea
     assert len(asked) > 15
     for method, path in asked:
         response = await asker.request(method, path)
-        if path in OPEN and method in ("GET", "HEAD"):
+        if scope_of(method, path) is None and method in ("GET", "HEAD"):
             assert response.status_code == 200
         else:
             assert response.status_code == 401, (method, path)
@@ -154,6 +155,17 @@ def test_every_route_that_may_change_something_needs_the_scope_admin(guarded: Fa
     assert {scope_of(method, path.format(name="x")) for method, path in changing} == {"admin"}
     for path in ("/LIVEZ", "/livez/", "//livez", "/livez/../metrics", "/v2/health/live/x", "", "//", "/playground"):
         assert scope_of("GET", path) == "infer"
+
+
+async def test_the_page_of_the_routes_is_open_and_what_it_shows_is_not(asker: httpx.AsyncClient) -> None:
+    page = (await asker.get("/docs")).text
+    for file in re.findall(r'(?:src|href)="([^"]+)"', page):
+        assert (await asker.get(f"/{file}")).status_code == 200, file
+    assert 'fetch("openapi.json"' in page
+    assert (await asker.get("/openapi.json")).status_code == 401
+    assert (await asker.get("/openapi.json", headers={"x-api-key": secret_of("reader")})).status_code == 200
+    for path in ("/static-offline-docs/../openapi.json", "/static-offline-docs/%2e%2e/metrics", "/docs/", "/docs/x"):
+        assert (await asker.get(f"http://test{path}")).status_code in (401, 404)
 
 
 async def test_without_keys_everyone_may_ask_and_nobody_may_administer(client: httpx.AsyncClient) -> None:
