@@ -128,7 +128,7 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
 
 
 @router.get("/models", **routes.MODELS)
-async def models(request: Request) -> Response:
+async def list_models(request: Request) -> Response:
     """Every served model and version, and the name of the one that answers when none is named."""
     flows = flows_of(request)
     catalog = flows.catalog
@@ -144,7 +144,7 @@ async def models(request: Request) -> Response:
 
 
 @router.get("/models/{name}", **routes.MODEL)
-async def model(request: Request, name: str) -> Response:
+async def get_model(request: Request, name: str) -> Response:
     """The public part of a model's manifest."""
     flows = flows_of(request)
     model = flows.find(name)
@@ -153,7 +153,7 @@ async def model(request: Request, name: str) -> Response:
 
 
 @router.get("/models/{name}/example", **routes.EXAMPLE)
-async def example(request: Request, name: str) -> Response:
+async def get_example(request: Request, name: str) -> Response:
     """Valid inputs, from the model's held-out data: as JSON, the body of /log-likelihood and /encode."""
     call = Call(request.scope, request.receive)
     manifest = call.flows.find(name).manifest
@@ -166,7 +166,7 @@ async def example(request: Request, name: str) -> Response:
 
 
 @router.get("/models/{name}/drift", **routes.DRIFT)
-async def drift(request: Request, name: str) -> Response:
+async def get_drift(request: Request, name: str) -> Response:
     """Whether the rows that /log-likelihood scored still come from where the model's calibration rows came from."""
     return _drift(request, name)
 
@@ -189,21 +189,21 @@ async def reload(request: Request) -> Response:
 
 
 @router.get("/livez", **routes.LIVEZ)
-async def livez(request: Request) -> Response:
+async def get_livez(request: Request) -> Response:
     """The process runs, and its engine is not stuck; models may still be loading."""
     service_of(request).check_alive()
     return json_answer({"status": "ok"})
 
 
 @router.get("/readyz", **routes.READYZ)
-async def readyz(request: Request) -> Response:
+async def get_readyz(request: Request) -> Response:
     """Every model is verified and warm, and the service is not about to end."""
     service_of(request).check_ready()
     return json_answer({"status": "ok"})
 
 
 @router.get("/metrics", **routes.METRICS)
-async def metrics(request: Request) -> Response:
+async def get_metrics(request: Request) -> Response:
     """Figures of the service for Prometheus, of all its workers."""
     return Response(service_of(request).metrics.text(), media_type=METRICS_MEDIA_TYPE)
 

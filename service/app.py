@@ -59,6 +59,7 @@ def create_app(settings: Settings, *, load_first: bool = True) -> FastAPI:
         summary=openapi.SUMMARY,
         version=openapi.VERSION,
         lifespan=lifespan,
+        generate_unique_id_function=openapi.operation_id,
         redoc_url=None,
         redirect_slashes=False,  # would lead to http behind a proxy that speaks https
         telemetry={"tracing": False, "metrics": False, "logs": False},  # looks for providers at every request

@@ -13,6 +13,8 @@ from service.noise import MAX_SEED
 from service.scores import DEFINITIONS, ScoreName
 
 Format = Literal["json", "npy", "arrow", "png"]
+ArrayFormat = Literal["json", "npy", "arrow"]
+Guarantee = Literal["marginal", "conditional"]
 
 
 class Options(BaseModel):
@@ -44,9 +46,7 @@ class RowOptions(Options):
 class EncodeOptions(RowOptions):
     """Options of /encode."""
 
-    format: Literal["json", "npy", "arrow"] | None = Field(
-        None, description="Media type of the answer, over the Accept header."
-    )
+    format: ArrayFormat | None = Field(None, description="Media type of the answer, over the Accept header.")
 
 
 class Dequantization(BaseModel):
@@ -71,7 +71,9 @@ def score_names(value: object) -> Literal["all"] | list[ScoreName]:
 ScoreNames = Annotated[
     Literal["all"] | list[ScoreName],
     PlainValidator(score_names),
-    WithJsonSchema({"type": ["array", "string"], "items": {"enum": [*DEFINITIONS, "all"]}}),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "const": "all"}, {"type": "array", "items": {"enum": [*DEFINITIONS]}}]}
+    ),
 ]
 
 
@@ -92,7 +94,7 @@ class ScoreOptions(RowOptions):
         description="Flag by Benjamini-Hochberg over the rows of the request, not by alpha: of the flagged rows, at "
         "most this share is expected to be normal.",
     )
-    guarantee: Literal["marginal", "conditional"] | None = Field(
+    guarantee: Guarantee | None = Field(
         None,
         description="What alpha bounds: the share of normal rows that is flagged on average over calibration sets "
         "(marginal, the default), or for 95 % of all calibration sets (conditional: flags fewer).",

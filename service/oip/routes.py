@@ -41,17 +41,17 @@ def find_endpoint(scope: Scope, path: str) -> tuple[Endpoint | None, str]:
     if scope["method"] != "POST" or not path.startswith("/v2/"):
         return None, path
     if path == _INDEX:
-        return index, path
+        return repository_index, path
     match = _INFER.fullmatch(path)
     if match is None:
         return None, path
     scope["path_params"] = {"name": match[1], "version": match[2]}
-    return infer, models.VIEWS[0].route
+    return model_infer, models.VIEWS[0].route
 
 
-@router.post("/v2/models/{name}/infer", **docs.INFER)
 @router.post("/v2/models/{name}/versions/{version}/infer", **docs.INFER_VERSION)
-async def infer(call: Call) -> Response:
+@router.post("/v2/models/{name}/infer", **docs.INFER)
+async def model_infer(call: Call) -> Response:
     """Run a model over the tensors of a request, each in JSON or in binary behind it.
 
     Of each artifact there are four: `NAME` (x -> log_likelihood, bits_per_dim, score, p_value, is_anomaly),
@@ -111,48 +111,48 @@ def _json_size(call: Call) -> int | None:
 
 
 @router.get("/v2", **docs.SERVER)
-async def server() -> Response:
+async def server_metadata() -> Response:
     """Name, version and extensions of the server."""
     return json_answer({"name": "glow-service", "version": VERSION, "extensions": EXTENSIONS})
 
 
 @router.get("/v2/health/live", **docs.LIVE)
-async def live(request: Request) -> Response:
+async def server_live(request: Request) -> Response:
     """The process runs, and its engine is not stuck."""
     service_of(request).check_alive()
     return json_answer({"live": True})
 
 
 @router.get("/v2/health/ready", **docs.READY)
-async def ready(request: Request) -> Response:
+async def server_ready(request: Request) -> Response:
     """Every model is verified and warm, and the service is not about to end."""
     service_of(request).check_ready()
     return json_answer({"ready": True})
 
 
 @router.get("/v2/models", **docs.MODELS)
-async def list_models(request: Request) -> Response:
+async def model_names(request: Request) -> Response:
     """Names of all models."""
     return json_answer({"models": list(dict.fromkeys(view.name(model.manifest) for view, model in _served(request)))})
 
 
 @router.get("/v2/models/stats", **docs.ALL_STATISTICS)
-async def all_statistics(request: Request) -> Response:
+async def statistics_of_all(request: Request) -> Response:
     """What has been asked of every model."""
     return _statistics(request, _served(request))
 
 
-@router.get("/v2/models/{name}", **docs.METADATA)
 @router.get("/v2/models/{name}/versions/{version}", **docs.METADATA_VERSION)
-async def metadata(request: Request) -> Response:
+@router.get("/v2/models/{name}", **docs.METADATA)
+async def model_metadata(request: Request) -> Response:
     """Versions, inputs and outputs of a model; -1 is the number of rows."""
     flows = flows_of(request)
     view, model = models.find(flows, **request.path_params)
     return json_answer(view.metadata(model.manifest, models.versions(flows, model)))
 
 
-@router.get("/v2/models/{name}/ready", **docs.MODEL_READY)
 @router.get("/v2/models/{name}/versions/{version}/ready", **docs.MODEL_READY_VERSION)
+@router.get("/v2/models/{name}/ready", **docs.MODEL_READY)
 async def model_ready(request: Request) -> Response:
     """The model answers."""
     view, model = models.find(flows_of(request), **request.path_params)
@@ -160,24 +160,24 @@ async def model_ready(request: Request) -> Response:
     return json_answer({"name": view.name(model.manifest), "ready": True})
 
 
-@router.get("/v2/models/{name}/config", **docs.CONFIG)
 @router.get("/v2/models/{name}/versions/{version}/config", **docs.CONFIG_VERSION)
-async def config(request: Request) -> Response:
+@router.get("/v2/models/{name}/config", **docs.CONFIG)
+async def model_config(request: Request) -> Response:
     """Configuration of a model as Triton would have it; the largest batch is GLOW_MAX_REQUEST_ROWS."""
     flows = flows_of(request)
     view, model = models.find(flows, **request.path_params)
     return json_answer(view.config(model.manifest, flows.settings.max_request_rows))
 
 
-@router.get("/v2/models/{name}/stats", **docs.STATISTICS)
 @router.get("/v2/models/{name}/versions/{version}/stats", **docs.STATISTICS_VERSION)
+@router.get("/v2/models/{name}/stats", **docs.STATISTICS)
 async def model_statistics(request: Request) -> Response:
     """What has been asked of a model since the service started, by this protocol and by the service's own routes."""
     return _statistics(request, [models.find(flows_of(request), **request.path_params)])
 
 
 @router.post(_INDEX, **docs.INDEX)
-async def index(call: Call) -> Response:
+async def repository_index(call: Call) -> Response:
     """Every model, its version and state. Models cannot be loaded or unloaded from here."""
     body = await call.read_body()
     if body and not isinstance(json_body.read_object(body).get("ready", False), bool):

@@ -14,15 +14,21 @@ from service.openapi.parts import (
     READY_ERRORS,
     Route,
     Schema,
+    Tag,
+    component,
     json_content,
+    members_of,
     object_schema,
+    query_parameters,
     route,
 )
+from service.options import SampleOptions, ScoreOptions
 
 _MODEL = "breast-cancer"
 _VERSION = "0123456789ab"
 _TEXT: Schema = {"type": "string"}
 _NAME: Schema = {**_TEXT, "minLength": 1, "maxLength": codec.MAX_NAME}
+_TRUE: Schema = {"type": "boolean", "const": True}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _SHAPE: Schema = {"type": "array", "items": {"type": "integer"}}
 
@@ -33,8 +39,30 @@ def _path_parameter(name: str, text: str) -> Schema:
 
 _OF_MODEL = [_path_parameter("name", "An artifact's name, or that with `.encode`, `.decode` or `.sample`.")]
 _OF_VERSION = [*_OF_MODEL, _path_parameter("version", "First 12 hex digits of the flow's digest.")]
-_PARAMETERS: Schema = {"type": "object", "maxProperties": codec.MAX_ENTRIES}
-_DATATYPE: Schema = {"enum": list(codec.DATATYPES)}
+_OPTIONS = {**members_of(ScoreOptions), **members_of(SampleOptions)}
+_PARAMETERS: Schema = {
+    "type": "object",
+    "maxProperties": codec.MAX_ENTRIES,
+    "description": "Options of /log-likelihood, /encode, /decode or /sample.",
+    "properties": {
+        **{
+            name: {key: value for key, value in schema.items() if key != "default"}  # which clients would send to all
+            for name, schema in _OPTIONS.items()
+            if name not in ("model", "format", "dequantization")
+        },
+        **{
+            parameter["name"]: {"description": parameter["description"], **parameter["schema"]}
+            for parameter in query_parameters(ScoreOptions)
+            if parameter["name"].startswith("dequantization")
+        },
+        "timeout": {**_COUNT, "description": "Microseconds."},
+        "binary_data_output": {
+            "type": "boolean",
+            "description": "Whether outputs come in binary that do not say themselves.",
+        },
+    },
+}
+_DATATYPE = component("Datatype", {"type": "string", "enum": list(codec.DATATYPES)})
 _IGNORED: Schema = {codec.CONTENT_TYPE: {"description": "Ignored."}}
 _REQUEST_TENSOR: Schema = {
     "type": "object",
@@ -42,7 +70,11 @@ _REQUEST_TENSOR: Schema = {
         "name": _NAME,
         "datatype": _DATATYPE,
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 4},
-        "data": {"type": "array", "description": "Numbers, flat in row-major order or nested as the shape."},
+        "data": {
+            "type": "array",
+            "items": {},
+            "description": "Numbers, flat in row-major order or nested as the shape.",
+        },
         "parameters": object_schema(
             {
                 "binary_data_size": {**_COUNT, "description": "Bytes of the tensor behind the JSON, instead of data."},
@@ -57,25 +89,28 @@ _REQUEST: Schema = {
     "type": "object",
     "properties": {
         "id": {"type": "string", "maxLength": codec.MAX_ID, "description": "Comes back with the answer."},
-        "inputs": {"type": "array", "items": _REQUEST_TENSOR, "maxItems": codec.MAX_ENTRIES},
+        "inputs": {
+            "type": "array",
+            "items": component("RequestTensor", _REQUEST_TENSOR),
+            "maxItems": codec.MAX_ENTRIES,
+        },
         "outputs": {
             "type": "array",
             "maxItems": codec.MAX_ENTRIES,
             "description": "Those wanted, each in JSON or in binary; all in absence.",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "name": _NAME,
-                    "parameters": object_schema({"binary_data": {"type": "boolean"}, **_IGNORED}, []),
+            "items": component(
+                "RequestedOutput",
+                {
+                    "type": "object",
+                    "properties": {
+                        "name": _NAME,
+                        "parameters": object_schema({"binary_data": {"type": "boolean"}, **_IGNORED}, []),
+                    },
+                    "required": ["name"],
                 },
-                "required": ["name"],
-            },
+            ),
         },
-        "parameters": {
-            **_PARAMETERS,
-            "description": "Options of /log-likelihood, /encode, /decode or /sample; `timeout` in microseconds; "
-            "`binary_data_output`, whether outputs come in binary that do not say themselves.",
-        },
+        "parameters": component("InferParameters", _PARAMETERS),
     },
     "required": ["inputs"],
 }
@@ -83,9 +118,9 @@ _ANSWER_TENSOR: Schema = {
     "type": "object",
     "properties": {
         "name": _TEXT,
-        "datatype": {"enum": ["BOOL", *codec.DATATYPES]},
+        "datatype": component("AnswerDatatype", {"type": "string", "enum": ["BOOL", *codec.DATATYPES]}),
         "shape": _SHAPE,
-        "data": {"type": "array", "items": {"type": ["number", "boolean"]}, "description": "Flat, row-major."},
+        "data": {"type": "array", "items": {}, "description": "Numbers or booleans, flat, row-major."},
         "parameters": object_schema({"binary_data_size": _COUNT}, ["binary_data_size"]),
     },
     "required": ["name", "datatype", "shape"],
@@ -99,19 +134,18 @@ _ANSWER = json_content(
         "parameters": {"alpha": 0.01},
         "outputs": [{"name": "log_likelihood", "datatype": "FP64", "shape": [1], "data": [38.25]}],
     },
-    object_schema(
-        {
-            "model_name": _TEXT,
-            "model_version": _TEXT,
-            "id": _TEXT,
-            "parameters": {
-                "type": "object",
-                "properties": {name: {"type": "number"} for name in ("alpha", "level", "fdr")},
-                "additionalProperties": False,
+    component(
+        "InferResponse",
+        object_schema(
+            {
+                "model_name": _TEXT,
+                "model_version": _TEXT,
+                "id": _TEXT,
+                "parameters": object_schema({name: {"type": "number"} for name in ("alpha", "level", "fdr")}, []),
+                "outputs": {"type": "array", "items": component("AnswerTensor", _ANSWER_TENSOR)},
             },
-            "outputs": {"type": "array", "items": _ANSWER_TENSOR},
-        },
-        ["model_name", "model_version", "outputs"],
+            ["model_name", "model_version", "outputs"],
+        ),
     ),
 )
 _BINARY: dict[str, Any] = {
@@ -133,7 +167,7 @@ _SIZE: Schema = {
 _BODY = {
     "required": True,
     "description": "No Content-Type is needed. May come with `Content-Encoding: gzip` or `deflate`.",
-    "content": {json_body.MEDIA_TYPE: {"schema": _REQUEST}, **_BINARY},
+    "content": {json_body.MEDIA_TYPE: {"schema": component("InferRequest", _REQUEST)}, **_BINARY},
 }
 _INFER_ERRORS = [
     errors.BadRequest,
@@ -145,42 +179,65 @@ _INFER_ERRORS = [
     *MODEL_ERRORS,
 ]
 INFER, INFER_VERSION = (
-    route({**_ANSWER, **_BINARY}, _INFER_ERRORS, [*path, _SIZE], _BODY) for path in (_OF_MODEL, _OF_VERSION)
+    route(Tag.PROTOCOL, {**_ANSWER, **_BINARY}, _INFER_ERRORS, [*path, _SIZE], _BODY)
+    for path in (_OF_MODEL, _OF_VERSION)
 )
 SERVER = route(
+    Tag.PROTOCOL,
     json_content(
         {"name": "glow-service", "version": "0.1.0", "extensions": ["binary_tensor_data"]},
-        object_schema(
-            {"name": _TEXT, "version": _TEXT, "extensions": {"type": "array", "items": _TEXT}},
-            ["name", "version", "extensions"],
+        component(
+            "ServerMetadata",
+            object_schema(
+                {"name": _TEXT, "version": _TEXT, "extensions": {"type": "array", "items": _TEXT}},
+                ["name", "version", "extensions"],
+            ),
         ),
     ),
     [],
     [],
 )
-LIVE = route(json_content({"live": True}, object_schema({"live": {"const": True}}, ["live"])), [], [])
-READY = route(json_content({"ready": True}, object_schema({"ready": {"const": True}}, ["ready"])), READY_ERRORS, [])
+LIVE = route(
+    Tag.PROTOCOL,
+    json_content({"live": True}, component("ServerLive", object_schema({"live": _TRUE}, ["live"]))),
+    [],
+    [],
+)
+READY = route(
+    Tag.PROTOCOL,
+    json_content({"ready": True}, component("ServerReady", object_schema({"ready": _TRUE}, ["ready"]))),
+    READY_ERRORS,
+    [],
+)
 MODELS = route(
+    Tag.PROTOCOL,
     json_content(
         {"models": [_MODEL, f"{_MODEL}.encode"]},
-        object_schema({"models": {"type": "array", "items": _TEXT}}, ["models"]),
+        component("ModelNames", object_schema({"models": {"type": "array", "items": _TEXT}}, ["models"])),
     ),
     READY_ERRORS,
     [],
 )
 
 
-def _of_model(example: dict[str, Any], properties: dict[str, Schema]) -> tuple[Route, Route]:
-    """Routes of a model, without and with its version."""
-    answer = json_content(example, object_schema(properties, list(example)))
-    return route(answer, MODEL_ERRORS, _OF_MODEL), route(answer, MODEL_ERRORS, _OF_VERSION)
+def _of_model(name: str, example: dict[str, Any], properties: dict[str, Schema]) -> tuple[Route, Route]:
+    """Routes of a model, without and with its version; ``name`` is that of the answer."""
+    answer = json_content(example, component(name, object_schema(properties, list(example))))
+    of_model, of_version = (
+        route(Tag.PROTOCOL, answer, MODEL_ERRORS, parameters) for parameters in (_OF_MODEL, _OF_VERSION)
+    )
+    return of_model, of_version
 
 
 _METADATA_TENSORS: Schema = {
     "type": "array",
-    "items": object_schema({"name": _TEXT, "datatype": _TEXT, "shape": _SHAPE}, ["name", "datatype", "shape"]),
+    "items": component(
+        "TensorMetadata",
+        object_schema({"name": _TEXT, "datatype": _TEXT, "shape": _SHAPE}, ["name", "datatype", "shape"]),
+    ),
 }
 METADATA, METADATA_VERSION = _of_model(
+    "ModelMetadata",
     {
         "name": _MODEL,
         "versions": [_VERSION],
@@ -196,15 +253,21 @@ METADATA, METADATA_VERSION = _of_model(
         "outputs": _METADATA_TENSORS,
     },
 )
-MODEL_READY, MODEL_READY_VERSION = _of_model({"name": _MODEL, "ready": True}, {"name": _TEXT, "ready": {"const": True}})
+MODEL_READY, MODEL_READY_VERSION = _of_model(
+    "ModelReady", {"name": _MODEL, "ready": True}, {"name": _TEXT, "ready": _TRUE}
+)
 _CONFIG_TENSORS: Schema = {
     "type": "array",
-    "items": object_schema(
-        {"name": _TEXT, "data_type": _TEXT, "dims": _SHAPE, "optional": {"type": "boolean"}},
-        ["name", "data_type", "dims"],
+    "items": component(
+        "TensorConfig",
+        object_schema(
+            {"name": _TEXT, "data_type": _TEXT, "dims": _SHAPE, "optional": {"type": "boolean"}},
+            ["name", "data_type", "dims"],
+        ),
     ),
 }
 CONFIG, CONFIG_VERSION = _of_model(
+    "ModelConfig",
     {
         "name": _MODEL,
         "platform": "pytorch_torchscript",
@@ -216,12 +279,15 @@ CONFIG, CONFIG_VERSION = _of_model(
         "name": _TEXT,
         "platform": _TEXT,
         "max_batch_size": {**_COUNT, "description": "Rows of a request, at most; 0 where there are none."},
-        "dynamic_batching": {"type": "object", "description": "Where rows of many requests share a pass."},
+        "dynamic_batching": {
+            **object_schema({"max_queue_delay_microseconds": _COUNT}, []),
+            "description": "Where rows of many requests share a pass.",
+        },
         "input": _CONFIG_TENSORS,
         "output": _CONFIG_TENSORS,
     },
 )
-_DURATION = object_schema({"count": _COUNT, "ns": _COUNT}, ["count", "ns"])
+_DURATION = component("Duration", object_schema({"count": _COUNT, "ns": _COUNT}, ["count", "ns"]))
 _DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 _STATISTICS_EXAMPLE = {
     "name": _MODEL,
@@ -232,37 +298,37 @@ _STATISTICS_EXAMPLE = {
     "inference_stats": {name: {"count": 1, "ns": 250_000} for name in _DURATIONS},
     "batch_stats": [],
 }
-_STATISTICS_SCHEMA = object_schema(
-    {
-        "name": _TEXT,
-        "version": _TEXT,
-        "last_inference": {**_COUNT, "description": "Milliseconds since 1970; 0 before the first."},
-        "inference_count": {**_COUNT, "description": "Rows answered."},
-        "execution_count": {**_COUNT, "description": "Passes of the engine; .decode and .sample share theirs."},
-        "inference_stats": object_schema(dict.fromkeys(_DURATIONS, _DURATION), list(_DURATIONS)),
-        "batch_stats": {"type": "array", "maxItems": 0, "items": NUMBERS},
-    },
-    list(_STATISTICS_EXAMPLE),
+_MODEL_STATISTICS = component(
+    "ModelStatistics",
+    object_schema(
+        {
+            "name": _TEXT,
+            "version": _TEXT,
+            "last_inference": {**_COUNT, "description": "Milliseconds since 1970; 0 before the first."},
+            "inference_count": {**_COUNT, "description": "Rows answered."},
+            "execution_count": {**_COUNT, "description": "Passes of the engine; .decode and .sample share theirs."},
+            "inference_stats": component(
+                "InferenceStatistics", object_schema(dict.fromkeys(_DURATIONS, _DURATION), list(_DURATIONS))
+            ),
+            "batch_stats": {"type": "array", "maxItems": 0, "items": NUMBERS},
+        },
+        list(_STATISTICS_EXAMPLE),
+    ),
 )
 STATISTICS, STATISTICS_VERSION = _of_model(
-    {"model_stats": [_STATISTICS_EXAMPLE]}, {"model_stats": {"type": "array", "items": _STATISTICS_SCHEMA}}
+    "Statistics",
+    {"model_stats": [_STATISTICS_EXAMPLE]},
+    {"model_stats": {"type": "array", "items": _MODEL_STATISTICS}},
 )
-ALL_STATISTICS = route(
-    json_content(
-        {"model_stats": [_STATISTICS_EXAMPLE]},
-        object_schema({"model_stats": {"type": "array", "items": _STATISTICS_SCHEMA}}, ["model_stats"]),
-    ),
-    READY_ERRORS,
-    [],
-)
+ALL_STATISTICS = route(Tag.PROTOCOL, STATISTICS["responses"][200]["content"], READY_ERRORS, [])
+_ENTRY = ("name", "version", "state", "reason")
 INDEX = route(
+    Tag.PROTOCOL,
     json_content(
         [{"name": _MODEL, "version": _VERSION, "state": "READY", "reason": ""}],
         {
             "type": "array",
-            "items": object_schema(
-                dict.fromkeys(("name", "version", "state", "reason"), _TEXT), ["name", "version", "state", "reason"]
-            ),
+            "items": component("IndexEntry", object_schema(dict.fromkeys(_ENTRY, _TEXT), list(_ENTRY))),
         },
     ),
     [errors.BadRequest, errors.UnsupportedMediaType, errors.Unprocessable, errors.TooLarge, *READY_ERRORS],
@@ -271,12 +337,15 @@ INDEX = route(
         "required": False,
         "content": {
             json_body.MEDIA_TYPE: {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "ready": {"type": "boolean", "description": "Only models that are ready, as all are."}
+                "schema": component(
+                    "IndexRequest",
+                    {
+                        "type": "object",
+                        "properties": {
+                            "ready": {"type": "boolean", "description": "Only models that are ready, as all are."}
+                        },
                     },
-                }
+                )
             }
         },
     },

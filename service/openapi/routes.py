@@ -7,8 +7,11 @@ and its options are taken from service.options, which is also what validates the
 from __future__ import annotations
 
 from service import drift, errors
+from service.artifact.manifest import TestResult
 from service.codecs import arrow, image, json_body, npy
+from service.columns import Column
 from service.openapi.parts import (
+    ARRAYS,
     BINARY,
     BODY_ERRORS,
     INPUTS,
@@ -18,11 +21,14 @@ from service.openapi.parts import (
     NUMBERS,
     READY_ERRORS,
     Schema,
+    Tag,
     answer_json,
     binary_answers,
+    component,
+    component_of,
     json_content,
+    members_of,
     object_schema,
-    options_schema,
     query_parameters,
     route,
     rows_body,
@@ -31,8 +37,7 @@ from service.options import EncodeOptions, ExampleOptions, RowOptions, SampleOpt
 from service.scores import CALIBRATED, DEFINITIONS
 
 _CONTRIBUTIONS: Schema = {
-    "type": "array",
-    "items": {"type": "array"},
+    **ARRAYS,
     "description": "Given explain: nats that sum to -log_likelihood over each input; higher is less likely. Of images "
     "(B, H, W), by pixel, summed over channels. Of tables (B, D), in the order of the model's `columns`: what another "
     "value of that column alone takes off -log_likelihood, and an equal share of what remains. They tell where the "
@@ -43,9 +48,31 @@ _OVERLAYS: Schema = {
     "description": "Given explain, of images: a grid of the inputs, grey and enlarged, and over them their "
     "contributions in colour, brighter being higher, on one scale from the median of all to their quantile 0.995.",
 }
+_NAMED_SCORES = component(
+    "NamedScores",
+    {
+        **object_schema(
+            {
+                name: {**NUMBERS, "description": f"{what.formula}; {what.unit}; {what.direction}."}
+                for name, what in DEFINITIONS.items()
+            },
+            [],
+        ),
+        "description": "Those asked for.",
+    },
+)
+_NAMED_P_VALUES = component(
+    "NamedPValues",
+    {
+        **object_schema(dict.fromkeys(CALIBRATED, NUMBERS), []),
+        "description": "Of each score asked for that has a direction, among its own held-out scores.",
+    },
+)
 LOG_LIKELIHOOD = route(
+    Tag.FLOWS,
     {
         **answer_json(
+            "Scores",
             {
                 "log_likelihood": LOG_LIKELIHOODS,
                 "bits_per_dim": {**NUMBERS, "description": "-log_likelihood / (D ln 2)."},
@@ -65,21 +92,8 @@ LOG_LIKELIHOOD = route(
                 "level": {"type": "number", "description": "Given guarantee conditional: what keeps to alpha."},
                 "fdr": {"type": "number", "description": "Where it is given."},
                 "contributions": _CONTRIBUTIONS,
-                "scores": {
-                    "type": "object",
-                    "description": "Those asked for.",
-                    "properties": {
-                        name: {**NUMBERS, "description": f"{what.formula}; {what.unit}; {what.direction}."}
-                        for name, what in DEFINITIONS.items()
-                    },
-                    "additionalProperties": False,
-                },
-                "p_values": {
-                    "type": "object",
-                    "description": "Of each score asked for that has a direction, among its own held-out scores.",
-                    "properties": dict.fromkeys(CALIBRATED, NUMBERS),
-                    "additionalProperties": False,
-                },
+                "scores": _NAMED_SCORES,
+                "p_values": _NAMED_P_VALUES,
             },
             ["log_likelihood", "bits_per_dim"],
             {
@@ -99,11 +113,13 @@ LOG_LIKELIHOOD = route(
     },
     BODY_ERRORS,
     query_parameters(ScoreOptions),
-    rows_body("inputs", INPUTS, ScoreOptions, images=True),
+    rows_body("LogLikelihoodRequest", "inputs", INPUTS, ScoreOptions),
 )
 ENCODE = route(
+    Tag.FLOWS,
     {
         **answer_json(
+            "Latents",
             {"latents": {"type": "array", "items": NUMBERS}, "log_likelihood": LOG_LIKELIHOODS},
             ["latents", "log_likelihood"],
             {"latents": [[0.12, -0.7, 1.04]], "log_likelihood": [-1500.25]},
@@ -112,23 +128,28 @@ ENCODE = route(
     },
     BODY_ERRORS,
     query_parameters(EncodeOptions),
-    rows_body("inputs", INPUTS, EncodeOptions, images=True),
+    rows_body("EncodeRequest", "inputs", INPUTS, EncodeOptions),
 )
 DECODE = route(
+    Tag.FLOWS,
     {
         **answer_json(
-            {"outputs": {"type": "array", "items": {"type": "array"}}}, ["outputs"], {"outputs": [[[[0.0, 12.5]]]]}
+            "Outputs",
+            {"outputs": {**ARRAYS, "description": "(B, *shape)."}},
+            ["outputs"],
+            {"outputs": [[[[0.0, 12.5]]]]},
         ),
         **binary_answers(npy.MEDIA_TYPE, arrow.MEDIA_TYPE, image.MEDIA_TYPES[0]),
     },
     BODY_ERRORS,
     query_parameters(RowOptions),
-    rows_body("latents", LATENTS, RowOptions, images=False),
+    rows_body("DecodeRequest", "latents", LATENTS, RowOptions),
 )
 _SAMPLES = {
     **answer_json(
+        "Samples",
         {
-            "samples": {"type": "array", "items": {"type": "array"}, "description": "(n, *shape)."},
+            "samples": {**ARRAYS, "description": "(n, *shape)."},
             "log_likelihood": LOG_LIKELIHOODS,
             "seed": {"type": "integer"},
         },
@@ -138,66 +159,109 @@ _SAMPLES = {
     **binary_answers(npy.MEDIA_TYPE, arrow.MEDIA_TYPE, image.MEDIA_TYPES[0]),
 }
 SAMPLE = route(
+    Tag.FLOWS,
     _SAMPLES,
     BODY_ERRORS,
     query_parameters(SampleOptions),
     {
         "required": False,
-        "content": {json_body.MEDIA_TYPE: {"schema": object_schema(options_schema(SampleOptions), [])}},
+        "content": {
+            json_body.MEDIA_TYPE: {"schema": component("SampleRequest", object_schema(members_of(SampleOptions), []))}
+        },
     },
 )
-SAMPLE_BY_QUERY = route(_SAMPLES, BODY_ERRORS, query_parameters(SampleOptions))
-_STATUS = json_content({"status": "ok"}, object_schema({"status": {"const": "ok"}}, ["status"]))
+SAMPLE_BY_QUERY = route(Tag.FLOWS, _SAMPLES, BODY_ERRORS, query_parameters(SampleOptions))
+_NUMBER: Schema = {"type": "number"}
+_SUMMARY_OF_SCORES = ("lowest", "highest", "mean", "std")
+_OK: Schema = {"type": "string", "const": "ok"}
+_STATUS = json_content({"status": "ok"}, component("Status", object_schema({"status": _OK}, ["status"])))
 _SUMMARY = {"name": "fashion-mnist", "version": "0123456789ab", "kind": "image", "shape": [1, 28, 28]}
-_MODEL_SCHEMA = {
+_SUMMARY_MEMBERS: dict[str, Schema] = {
+    "name": {"type": "string"},
+    "version": {"type": "string", "description": "First 12 hex digits of the flow's digest."},
+    "description": {"type": "string"},
+    "kind": component("Kind", {"type": "string", "enum": ["image", "vector"]}),
+    "shape": {"type": "array", "items": {"type": "integer"}},
+    "digest": {"type": "string", "description": "SHA-256 of the file."},
+}
+_SCORING = object_schema(
+    {
+        "default": {"type": "string", "description": "The score that /log-likelihood answers as `score`."},
+        "scores": {"type": "array", "items": {"type": "string"}, "description": "All that can be asked for."},
+        "typical": {"type": "number", "description": "H of typicality, nats."},
+        "codec": {"type": "string", "description": "Of the picture whose size is its complexity."},
+        "density": {"type": "array", "items": {"type": "string"}, "description": "Statistics under the density."},
+    },
+    ["default", "scores", "typical"],
+)
+_HISTOGRAM: Schema = {
+    **object_schema({"edges": NUMBERS, "counts": NUMBERS}, ["edges", "counts"]),
+    "description": "Of the held-out scores: 41 edges and 40 counts, the outer bins with what lies beyond them.",
+}
+_CALIBRATION = object_schema(
+    {
+        "score": {"type": "string", "description": "The default score, which all of this is of."},
+        "alpha": {"type": "number"},
+        "rows": {"type": "integer", "description": "Held-out rows."},
+        "approximate": {"type": "boolean", "description": "Whether they are cross-validated."},
+        "threshold": {"type": "number", "description": "Scores above it are anomalies at this alpha."},
+        "summary": component(
+            "ScoreSummary", object_schema(dict.fromkeys(_SUMMARY_OF_SCORES, _NUMBER), list(_SUMMARY_OF_SCORES))
+        ),
+        "histogram": component("ScoreHistogram", _HISTOGRAM),
+    },
+    ["score", "alpha", "rows", "approximate", "threshold", "summary", "histogram"],
+)
+_MANIFEST: Schema = {
     "type": "object",
     "properties": {
-        "name": {"type": "string"},
-        "version": {"type": "string"},
-        "kind": {"enum": ["image", "vector"]},
-        "shape": {"type": "array", "items": {"type": "integer"}},
-        "columns": {
-            "type": "array",
-            "items": {"type": "object"},
-            "description": "Of a table: names, types, categories.",
-        },
+        **_SUMMARY_MEMBERS,
+        "versions": {"type": "array", "items": {"type": "string"}, "description": "All that are served, latest first."},
+        "columns": {"type": "array", "items": component_of(Column), "description": "Of a table."},
         "value_range": {
             "type": "array",
             "items": {"type": "number"},
             "description": "Of pixels: smallest and largest.",
         },
-        "scoring": {
-            "type": "object",
-            "description": "Names of the default score and of all scores; H of typicality; the picture's codec and the "
-            "statistics under the density, where there are any.",
-        },
-        "calibration": {
-            "type": "object",
-            "description": "Of the default score: its name, alpha, number of held-out rows, whether they are "
-            "approximate (cross-validated), the threshold above which a score is an anomaly, and lowest, highest, mean "
-            "and std of the held-out scores; their histogram: 41 edges and 40 counts, the outer bins with what lies "
-            "beyond them.",
-        },
-        "test": {"type": "object", "description": "Likelihood of test rows, and its standard error."},
+        "scoring": component("Scoring", _SCORING),
+        "calibration": component("Calibration", _CALIBRATION),
+        "test": component_of(TestResult),
+    },
+    "required": list(_SUMMARY),
+}
+_MODEL_SUMMARY: Schema = {
+    "type": "object",
+    "properties": {
+        **_SUMMARY_MEMBERS,
+        "answers_for_name": {"type": "boolean", "description": "Whether it is the version that its name alone means."},
     },
     "required": list(_SUMMARY),
 }
 MODELS = route(
+    Tag.MODELS,
     json_content(
         {"default": "fashion-mnist", "models": [_SUMMARY]},
-        object_schema(
-            {"default": {"type": "string"}, "models": {"type": "array", "items": _MODEL_SCHEMA}}, ["default", "models"]
+        component(
+            "Models",
+            object_schema(
+                {
+                    "default": {"type": "string", "description": "Answers when none is named."},
+                    "models": {"type": "array", "items": component("ModelSummary", _MODEL_SUMMARY)},
+                },
+                ["default", "models"],
+            ),
         ),
     ),
     READY_ERRORS,
     [],
 )
-MODEL = route(json_content(_SUMMARY, _MODEL_SCHEMA), MODEL_ERRORS, [])
+MODEL = route(Tag.MODELS, json_content(_SUMMARY, component("Manifest", _MANIFEST)), MODEL_ERRORS, [])
 EXAMPLE = route(
+    Tag.MODELS,
     {
         **json_content(
             {"model": "fashion-mnist", "inputs": [[[[0.0, 12.0]]]]},
-            object_schema({"model": {"type": "string"}, "inputs": INPUTS}, ["model", "inputs"]),
+            component("Example", object_schema({"model": {"type": "string"}, "inputs": INPUTS}, ["model", "inputs"])),
         ),
         **binary_answers(npy.MEDIA_TYPE, arrow.MEDIA_TYPE, image.MEDIA_TYPES[0]),
     },
@@ -205,8 +269,10 @@ EXAMPLE = route(
     query_parameters(ExampleOptions),
 )
 DRIFT = route(
+    Tag.MODELS,
     answer_json(
-        options_schema(drift.Reading),
+        "Drift",
+        members_of(drift.Reading),
         [name for name, field in drift.Reading.model_fields.items() if field.is_required()],
         drift.EXAMPLE.model_dump(mode="json", exclude_none=True),
     ),
@@ -214,21 +280,27 @@ DRIFT = route(
     [],
 )
 RELOAD = route(
+    Tag.OPERATIONS,
     json_content(
         {"status": "ok", "loaded": ["fashion-mnist@0123456789ab"], "models": ["fashion-mnist@0123456789ab"]},
-        object_schema(
-            {
-                "status": {"const": "ok"},
-                "loaded": {"type": "array", "items": {"type": "string"}, "description": "What is new."},
-                "models": {"type": "array", "items": {"type": "string"}, "description": "All that is served."},
-                "workers": {"type": "integer", "description": "Processes that serve it, where there are several."},
-            },
-            ["status", "loaded", "models"],
+        component(
+            "Reloaded",
+            object_schema(
+                {
+                    "status": _OK,
+                    "loaded": {"type": "array", "items": {"type": "string"}, "description": "What is new."},
+                    "models": {"type": "array", "items": {"type": "string"}, "description": "All that is served."},
+                    "workers": {"type": "integer", "description": "Processes that serve it, where there are several."},
+                },
+                ["status", "loaded", "models"],
+            ),
         ),
     ),
     [errors.ReloadRefused, *READY_ERRORS],
     [],
 )
-LIVEZ = route(_STATUS, [errors.Stuck], [])
-READYZ = route(_STATUS, READY_ERRORS, [])
-METRICS = route({"text/plain": {"schema": {"type": "string"}, "example": "glow_queue_rows 0.0"}}, [], [])
+LIVEZ = route(Tag.OPERATIONS, _STATUS, [errors.Stuck], [])
+READYZ = route(Tag.OPERATIONS, _STATUS, READY_ERRORS, [])
+METRICS = route(
+    Tag.OPERATIONS, {"text/plain": {"schema": {"type": "string"}, "example": "glow_queue_rows 0.0"}}, [], []
+)
