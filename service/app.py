@@ -22,10 +22,9 @@ from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from service import api, openapi
+from service import api, headers, openapi
 from service.access import DOCS_FILES, PLAYGROUND
 from service.artifact import ArtifactError
-from service.call import TIMEOUT_HEADER
 from service.errors import ServiceError
 from service.front import Front, error_response, write_error
 from service.oip import routes as oip
@@ -88,10 +87,10 @@ def create_app(settings: Settings, *, load_first: bool = True) -> FastAPI:
             allow_methods=["GET", "POST"],
             allow_headers=[
                 *("authorization", "content-type", "content-encoding", "traceparent", "x-api-key", "x-request-id"),
-                *(TIMEOUT_HEADER, oip.SIZE_HEADER),
+                *(headers.TIMEOUT, headers.JSON_SIZE),
             ],
             expose_headers=[
-                *("x-request-id", "retry-after", "server-timing", oip.SIZE_HEADER),
+                *("x-request-id", "retry-after", "server-timing", headers.JSON_SIZE),
                 *(f"x-glow-{name}" for name in ("model", "version", "alpha", "level", "fdr", "seed")),
             ],
         )

@@ -10,6 +10,7 @@ from types import TracebackType
 from fastapi import Request
 from starlette.types import Receive, Scope
 
+from service import headers
 from service.codecs import compression, json_body
 from service.engine import Model
 from service.errors import (
@@ -26,7 +27,6 @@ from service.quota import TokenBucket
 from service.service import Service
 from service.settings import Settings
 
-TIMEOUT_HEADER = "x-request-timeout-ms"
 WATCHFUL_AFTER_S = 0.1  # most requests are over by then, and cost no task that watches for their callers to leave
 
 _SMALL_PART = 2**10  # bytes that inflate to no more than a megabyte
@@ -120,12 +120,12 @@ class Call(Request):
 
     def _read_timeout_s(self) -> float:
         """Seconds that the caller waits, at most those that the service allows itself."""
-        text = self.header(TIMEOUT_HEADER)
+        text = self.header(headers.TIMEOUT)
         if not text:
             return self.settings.deadline_s
         if not (text.isdecimal() and len(text) <= 9 and int(text) > 0):
             raise BadRequest(
-                f"{TIMEOUT_HEADER} is {text[:100]!r}; it must be a whole number of milliseconds below 10^9"
+                f"{headers.TIMEOUT} is {text[:100]!r}; it must be a whole number of milliseconds below 10^9"
             )
         return min(int(text) / 1000, self.settings.deadline_s)
 
@@ -239,7 +239,7 @@ class Call(Request):
             self._ending = ClientLeft("the caller has hung up")
         except TimeoutError:
             self._ending = DeadlineExceeded(
-                f"no answer within {self.timeout_s:g} s, its own deadline ({TIMEOUT_HEADER}) or GLOW_DEADLINE_S"
+                f"no answer within {self.timeout_s:g} s, its own deadline ({headers.TIMEOUT}) or GLOW_DEADLINE_S"
             )
         assert self._task is not None
         self._task.cancel()

@@ -15,6 +15,7 @@ from service.codecs import json_body
 from service.errors import BadRequest, TooLarge, Unprocessable
 from service.oip import codec
 from service.oip.codec import InferRequest, Output
+from service.oip.tensors import DATATYPES, datatype_of
 from tests.wire import any_rows, at_most_three, mutated, outcome
 
 names = st.text('abc[]{}"\\é\0 ,', min_size=1, max_size=4)
@@ -25,7 +26,7 @@ arrays = st.one_of(
         )
         if dtype.kind == "f"
         else hnp.arrays(dtype, hnp.array_shapes(max_dims=4, max_side=4))
-        for dtype in codec.DATATYPES.values()
+        for dtype in DATATYPES.values()
     ]
 )
 tensors = st.dictionaries(names, st.tuples(arrays, st.booleans()), max_size=3)
@@ -35,7 +36,7 @@ def written(tensors: dict[str, tuple[Any, bool]], **others: Any) -> tuple[bytes,
     """A request as Triton's client writes it, and how many bytes of it are JSON."""
     inputs = []
     for name, (array, binary) in tensors.items():
-        tensor = InferInput(name, list(array.shape), codec.datatype_of(array.dtype))
+        tensor = InferInput(name, list(array.shape), datatype_of(array.dtype))
         inputs.append(tensor.set_data_from_numpy(array, binary_data=binary))
     body, size = InferenceServerClient.generate_request_body(inputs, **others)
     return body, size
@@ -68,7 +69,7 @@ def test_tensors_are_read_as_the_client_wrote_them_aligned_and_writable(tensors:
 
 @given(arrays)
 def test_data_may_be_nested_as_the_shape_says(array: Any) -> None:
-    tensor = {"name": "x", "shape": array.shape, "datatype": codec.datatype_of(array.dtype), "data": array.tolist()}
+    tensor = {"name": "x", "shape": array.shape, "datatype": datatype_of(array.dtype), "data": array.tolist()}
     body = json.dumps({"inputs": [tensor]}).encode()
     for request in (read(body), read_exactly(body)):
         np.testing.assert_array_equal(request.inputs["x"], array, strict=True)

@@ -18,21 +18,15 @@ import simdjson
 
 from service.codecs import ANY_BINARY, json_body
 from service.errors import BadRequest, Unprocessable
+from service.oip.tensors import DATATYPES, datatype_of
 
 Array = npt.NDArray[Any]
 Body = bytes | bytearray
 
 MEDIA_TYPE = ANY_BINARY
-# What tensors of a request may hold; answers have BOOL besides.
-DATATYPES: dict[str, np.dtype[Any]] = {
-    f"{prefix}{8 * size}": np.dtype(f"<{kind}{size}")
-    for prefix, kind, sizes in (("INT", "i", (1, 2, 4, 8)), ("UINT", "u", (1, 2, 4, 8)), ("FP", "f", (2, 4, 8)))
-    for size in sizes
-}
 MAX_ENTRIES = 16  # inputs, outputs and parameters, of each
 _MAX_DIMS = 4  # (B, C, H, W)
 MAX_NAME, MAX_ID = 100, 256  # characters
-_NAMES = {dtype: name for name, dtype in DATATYPES.items()} | {np.dtype(np.bool_): "BOOL"}
 CONTENT_TYPE = "content_type"  # by which KServe's other servers tell arrays from texts; there are arrays alone here
 # Parameters that the protocol keeps for itself; those that are no business of a model without a state are ignored.
 _IGNORED = ("sequence_id", "sequence_start", "sequence_end", "priority", "headers", CONTENT_TYPE)
@@ -72,11 +66,6 @@ class _Tensor(NamedTuple):
     dtype: np.dtype[Any]
     shape: list[int]
     data: list[Any] | _Numbers | None  # None: in binary behind the JSON
-
-
-def datatype_of(dtype: npt.DTypeLike) -> str:
-    """Name of a dtype in the protocol."""
-    return _NAMES[np.dtype(dtype)]
 
 
 def read(body: Body, json_size: int | None, check_rows: Callable[[int], None]) -> InferRequest:
@@ -135,7 +124,7 @@ def write(about: Mapping[str, object], outputs: Iterable[Output]) -> tuple[list[
     tensors, buffers = [], []
     for name, array, binary in outputs:
         flat = np.ascontiguousarray(array).reshape(-1)
-        tensor: dict[str, object] = {"name": name, "datatype": _NAMES[array.dtype], "shape": array.shape}
+        tensor: dict[str, object] = {"name": name, "datatype": datatype_of(array.dtype), "shape": array.shape}
         if binary:
             tensor["parameters"] = {"binary_data_size": flat.nbytes}
             buffers.append(flat.view(np.uint8).data)
@@ -218,7 +207,7 @@ def _tensor(entry: dict[str, Any], name: str) -> _Tensor:
     size = math.prod(shape) * dtype.itemsize
     if type(parameters["binary_data_size"]) is not int or parameters["binary_data_size"] != size:
         raise Unprocessable(
-            f"binary_data_size of input {name!r} must be {size}, the bytes of shape {shape} in {_NAMES[dtype]}"
+            f"binary_data_size of input {name!r} must be {size}, the bytes of shape {shape} in {datatype_of(dtype)}"
         )
     return _Tensor(dtype, shape, None)
 
@@ -327,8 +316,8 @@ def _from_json(data: list[Any] | _Numbers, name: str, dtype: np.dtype[Any], shap
         for index in np.argwhere(converted != array)[:1].tolist():
             limits = np.iinfo(dtype)
             raise Unprocessable(
-                f"{name}{''.join(f'[{i}]' for i in index)} is {array[tuple(index)]}; {_NAMES[dtype]} are whole numbers "
-                f"from {limits.min} to {limits.max}"
+                f"{name}{''.join(f'[{i}]' for i in index)} is {array[tuple(index)]}; {datatype_of(dtype)} are whole "
+                f"numbers from {limits.min} to {limits.max}"
             )
     return np.require(converted, requirements=("WRITEABLE",)).reshape(shape)
 

@@ -14,7 +14,8 @@ from service.catalog import Catalog
 from service.engine import Model
 from service.errors import Unprocessable
 from service.flows import Budget, Flows
-from service.oip.codec import Array, InferRequest, datatype_of
+from service.oip.codec import Array, InferRequest
+from service.oip.tensors import datatype_of
 from service.options import RowOptions, SampleOptions, ScoreOptions, read_parameters
 from service.rows import inputs_from_array, latents_from_array
 from service.scorer import chosen_scores, named_columns

@@ -10,6 +10,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.types import Scope
 
+from service import headers
 from service.answer import json_answer, off_loop, send
 from service.api import Endpoint
 from service.call import Body, Call, flows_of, service_of
@@ -17,14 +18,13 @@ from service.codecs import json_body
 from service.engine import Model
 from service.errors import BadRequest, Unprocessable
 from service.flows import Flows
-from service.oip import codec, models
+from service.oip import codec, models, tensors
 from service.oip.codec import InferRequest, Output
 from service.oip.models import Task, View
 from service.oip.statistics import statistics
 from service.openapi import VERSION
 from service.openapi import oip as docs
 
-SIZE_HEADER = "inference-header-content-length"  # bytes of JSON before binary tensors
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
 _INDEX = "/v2/repository/index"
 _INFER = re.compile("/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
@@ -82,7 +82,7 @@ async def model_infer(call: Call) -> Response:
     parts, json_size = await off_loop(num_listed, codec.write, about, outputs)
     if json_size is None:
         return await send(call, parts, json_body.MEDIA_TYPE)
-    return await send(call, parts, codec.MEDIA_TYPE, {SIZE_HEADER: str(json_size)})
+    return await send(call, parts, tensors.MEDIA_TYPE, {headers.JSON_SIZE: str(json_size)})
 
 
 def _prepare(flows: Flows, view: View, model: Model, body: Body, size: int | None) -> tuple[InferRequest, Task]:
@@ -91,7 +91,7 @@ def _prepare(flows: Flows, view: View, model: Model, body: Body, size: int | Non
         (tensor, *others) = view.inputs(manifest)
         if others:
             raise Unprocessable(f"model {view.name(manifest)} takes several inputs, which need JSON to name them")
-        request = codec.read_raw(body, tensor.name, codec.datatype_of(tensor.dtype), tensor.shape[1:])
+        request = codec.read_raw(body, tensor.name, tensors.datatype_of(tensor.dtype), tensor.shape[1:])
         flows.check_rows(model, len(request.inputs[tensor.name]), "rows")
     else:
         request = codec.read(body, size, partial(flows.check_rows, model, what="rows"))
@@ -99,7 +99,7 @@ def _prepare(flows: Flows, view: View, model: Model, body: Body, size: int | Non
 
 
 def _json_size(call: Call) -> int | None:
-    text = call.header(SIZE_HEADER)
+    text = call.header(headers.JSON_SIZE)
     if not text:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) <= 18):

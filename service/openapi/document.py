@@ -8,9 +8,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
-from service import errors
+from service import errors, headers
 from service.access import ANONYMOUS, scope_of
-from service.call import TIMEOUT_HEADER
 from service.catalog import Catalog
 from service.codecs import json_body
 from service.openapi.examples import examples_of, parts_of
@@ -19,7 +18,7 @@ from service.openapi.parts import SCHEMAS, Tag, error_responses
 _ABOUT = f"""Any request may have these headers:
 
 * `X-Request-ID`, 1 to 128 of A-Z a-z 0-9 . _ -, which comes back with the answer and in the log;
-* `{TIMEOUT_HEADER}`, where it runs a model: milliseconds, 1 to 999999999, after which no answer is of use any more. It
+* `{headers.TIMEOUT}`, where it runs a model: milliseconds, 1 to 999999999, after which no answer is of use any more. It
   gets a 504 then, or after GLOW_DEADLINE_S if that is sooner.
 """
 _TAGS = {

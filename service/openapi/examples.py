@@ -9,8 +9,8 @@ import numpy as np
 
 from service.artifact import Manifest
 from service.codecs import image
-from service.oip.codec import datatype_of
 from service.oip.models import VIEWS, Tensor, View
+from service.oip.tensors import datatype_of
 
 Body = dict[str, Any]
 _LATENT = 0.0  # the mode of the latent density

@@ -6,7 +6,7 @@ from typing import Any
 
 from service import errors
 from service.codecs import json_body
-from service.oip import codec
+from service.oip import codec, tensors
 from service.openapi.parts import (
     BINARY,
     MODEL_ERRORS,
@@ -62,7 +62,7 @@ _PARAMETERS: Schema = {
         },
     },
 }
-_DATATYPE = component("Datatype", {"type": "string", "enum": list(codec.DATATYPES)})
+_DATATYPE = component("Datatype", {"type": "string", "enum": list(tensors.DATATYPES)})
 _IGNORED: Schema = {codec.CONTENT_TYPE: {"description": "Ignored."}}
 _REQUEST_TENSOR: Schema = {
     "type": "object",
@@ -118,7 +118,7 @@ _ANSWER_TENSOR: Schema = {
     "type": "object",
     "properties": {
         "name": _TEXT,
-        "datatype": component("AnswerDatatype", {"type": "string", "enum": ["BOOL", *codec.DATATYPES]}),
+        "datatype": component("AnswerDatatype", {"type": "string", "enum": ["BOOL", *tensors.DATATYPES]}),
         "shape": _SHAPE,
         "data": {"type": "array", "items": {}, "description": "Numbers or booleans, flat, row-major."},
         "parameters": object_schema({"binary_data_size": _COUNT}, ["binary_data_size"]),
@@ -149,7 +149,7 @@ _ANSWER = json_content(
     ),
 )
 _BINARY: dict[str, Any] = {
-    codec.MEDIA_TYPE: {
+    tensors.MEDIA_TYPE: {
         "schema": {
             **BINARY,
             "description": "The JSON, Inference-Header-Content-Length bytes of it, and behind it the binary tensors in "
