@@ -110,7 +110,7 @@ async def _sample(call: Call, options: SampleOptions) -> Response:
     seed = noise.random_seed() if options.seed is None else options.seed
     temperature = manifest.temperature if options.temperature is None else options.temperature
     call.begin(model, options.n)
-    samples = await flows.sample(call.budget, model, options.n, temperature, seed)
+    samples = await flows.sample(call.budget, model, options.n, temperature, seed, options.first)
     values: dict[str, object] = {"samples": samples}
     if answer_format == "json":  # the others carry samples alone, to be sent back as they are
         values["log_likelihood"] = await flows.log_likelihood(call.budget, model, samples, reproducible=True)

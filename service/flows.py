@@ -21,7 +21,7 @@ from service.drift import Drift
 from service.engine import Model, PassKey
 from service.errors import QueueFull, TooLarge, Unprocessable
 from service.metrics import Metrics
-from service.options import ScoreOptions
+from service.options import Dequantization, ScoreOptions
 from service.plans import finish
 from service.quota import TokenBucket
 from service.row_queue import Array, Arrays
@@ -149,7 +149,7 @@ class Flows:
         scored = unpack(key, await self._run(budget, key, x))
         log_likelihood, bits = scored.log_likelihood, scored.bits_per_dim
         if noisy:
-            copies = await asyncio.to_thread(_dequantize, x, manifest, noisy.samples, noisy.seed)
+            copies = await asyncio.to_thread(_dequantize, x, manifest, noisy)
             of_copies = await self.log_likelihood(budget, model, copies, reproducible)
             log_likelihood = scores.log_mean_exp(of_copies.reshape(len(x), noisy.samples))
             bits = scores.bits_per_dim(log_likelihood, manifest.num_dims)
@@ -192,10 +192,15 @@ class Flows:
         (outputs,) = await self._run(budget, PassKey(model, "decode", reproducible), latents)
         return outputs
 
-    async def sample(self, budget: Budget, model: Model, num: int, temperature: float, seed: int) -> Array:
-        """Draw samples decode(temperature * eps), eps ~ N(0, I), bit for bit the same for the same seed."""
+    async def sample(
+        self, budget: Budget, model: Model, num: int, temperature: float, seed: int, first: int = 0
+    ) -> Array:
+        """Draw samples decode(temperature * eps), eps ~ N(0, I), bit for bit the same for the same seed.
+
+        They are those from ``first`` on of all that the seed has.
+        """
         self._admit(budget, model, num, "samples")
-        eps = await asyncio.to_thread(noise.latent_noise, seed, num, model.manifest.num_dims)
+        eps = await asyncio.to_thread(noise.latent_noise, seed, num, model.manifest.num_dims, first)
         (samples,) = await self._run(budget, PassKey(model, "decode", True), eps * np.float32(temperature))
         return samples
 
@@ -384,8 +389,9 @@ def _watch(model: Model, settings: Settings) -> Drift:
     )
 
 
-def _dequantize(x: Array, manifest: Manifest, num_noise: int, seed: int) -> Array:
+def _dequantize(x: Array, manifest: Manifest, options: Dequantization) -> Array:
     """Repeat every row K times with uniform noise on what is quantized: (B * K, *shape)."""
     flat = x.reshape(len(x), 1, -1).astype(np.float64)
-    noisy = flat + manifest.quantized * noise.dequantization_noise(seed, len(x), num_noise, flat.shape[2])
+    u = noise.dequantization_noise(options.seed, len(x), options.samples, flat.shape[2], options.first)
+    noisy = flat + manifest.quantized * u
     return noisy.astype(x.dtype).reshape(-1, *x.shape[1:])

@@ -56,6 +56,12 @@ class Dequantization(BaseModel):
 
     samples: int = Field(ge=1, le=1_000_000, description="Noisy copies K of each row: log mean_k p(x + u_k).")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Seed of the noise.")
+    first: int = Field(
+        0,
+        ge=0,
+        le=MAX_SEED,
+        description="Row of the seed's noise that is the first input's: where this request is a part of a whole.",
+    )
 
 
 def score_names(value: object) -> Literal["all"] | list[ScoreName]:
@@ -121,6 +127,12 @@ class SampleOptions(Options):
     )
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Same seed, same samples; drawn and returned if absent."
+    )
+    first: int = Field(
+        0,
+        ge=0,
+        le=MAX_SEED,
+        description="Which of the seed's samples is the first here: those from 4 on follow those of n = 4.",
     )
 
 

@@ -11,6 +11,12 @@ def test_a_shorter_request_is_a_prefix_of_a_longer_one() -> None:
     assert np.array_equal(dequantization_noise(7, 2, 3, 10), dequantization_noise(7, 2, 8, 10)[:, :3])
 
 
+def test_parts_of_a_request_have_the_noise_of_the_whole() -> None:
+    assert np.array_equal(latent_noise(7, 4, 10, first=3), latent_noise(7, 16, 10)[3:7])
+    assert np.array_equal(dequantization_noise(7, 2, 3, 10, first=3), dequantization_noise(7, 5, 3, 10)[3:])
+    assert np.isfinite(latent_noise(MAX_SEED, 2, 1, first=MAX_SEED)).all()
+
+
 def test_seeds_and_rows_differ() -> None:
     noise = latent_noise(7, 3, 10)
     assert len(np.unique(noise)) == noise.size

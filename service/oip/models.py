@@ -210,7 +210,7 @@ class Sample(View):
         temperature = manifest.temperature if options.temperature is None else options.temperature
 
         async def run(budget: Budget, wanted: Collection[str]) -> dict[str, Any]:
-            samples = await flows.sample(budget, model, options.n, temperature, seed)
+            samples = await flows.sample(budget, model, options.n, temperature, seed, options.first)
             arrays = {"samples": samples, "seed": np.array([seed], np.int64)}
             if "log_likelihood" in wanted:
                 arrays["log_likelihood"] = await flows.log_likelihood(budget, model, samples, reproducible=True)
