@@ -12,7 +12,7 @@ from service.artifact import Manifest
 from service.engine import Model, PassKey
 from service.errors import Unprocessable
 from service.row_queue import Array, Arrays
-from service.scores import COMPLEXITY, ScoreName, bits_per_dim, complexity, p_values
+from service.scores import COMPLEXITY, ScoreName, bits_per_dim, complexity, p_value_column, p_values
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,6 @@ def named_columns(
     names = list(names)
     of_p_values = {p_value_column(name): p_values[name] for name in names if name in p_values}
     return {**{name: scores[name] for name in names}, **of_p_values}
-
-
-def p_value_column(name: str) -> str:
-    """Name of the column that a score's p-values have."""
-    return f"p_value_{name}"
 
 
 def scoring_key(model: Model, names: Iterable[ScoreName] = (), reproducible: bool = False) -> PassKey:

@@ -1,5 +1,6 @@
 """Small artifacts and an application around them, made once a run."""
 
+import asyncio
 import copy
 import os
 from collections.abc import AsyncIterator
@@ -131,6 +132,24 @@ def client_of(app: FastAPI) -> httpx.AsyncClient:
     """A client of an application, in process."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://test")
+
+
+class OnLoop(httpx.BaseTransport):
+    """Requests of another thread to an application on this one's loop."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._inner, self._loop = httpx.ASGITransport(app), asyncio.get_running_loop()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return asyncio.run_coroutine_threadsafe(self._ask(request), self._loop).result()
+
+    async def _ask(self, request: httpx.Request) -> httpx.Response:
+        answer = await self._inner.handle_async_request(
+            httpx.Request(request.method, request.url, headers=request.headers, content=request.read())
+        )
+        assert isinstance(answer.stream, httpx.AsyncByteStream)
+        content = b"".join([part async for part in answer.stream])
+        return httpx.Response(answer.status_code, headers=answer.headers, content=content)
 
 
 @pytest_asyncio.fixture(scope="session")

@@ -18,6 +18,7 @@ from service.scores.definitions import COMPLEXITY as COMPLEXITY
 from service.scores.definitions import DEFINITIONS as DEFINITIONS
 from service.scores.definitions import LOG_PROB as LOG_PROB
 from service.scores.definitions import ScoreName as ScoreName
+from service.scores.definitions import p_value_column as p_value_column
 from service.scores.histogram import score_histogram as score_histogram
 from service.scores.likelihood import bits_per_dim as bits_per_dim
 from service.scores.likelihood import log_mean_exp as log_mean_exp

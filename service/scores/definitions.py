@@ -34,3 +34,8 @@ DEFINITIONS: dict[ScoreName, Definition] = {
     ),
 }
 CALIBRATED: tuple[ScoreName, ...] = tuple(name for name, what in DEFINITIONS.items() if what.direction == _ANOMALOUS)
+
+
+def p_value_column(name: str) -> str:
+    """Name of the column that a score's p-values have in a table of answers."""
+    return f"p_value_{name}"
