@@ -2,9 +2,7 @@
 
 import asyncio
 import pickle
-import time
 from collections.abc import Callable
-from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from fastapi import FastAPI
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from benchmarks.false_alarms import rates_of_few, rates_of_many
 from model.detector import GlowDetector, train_side_by_side
 from model.trainer import Trainer
+from service import headers
 from service.app import create_app
 from service.artifact import ArtifactError, open_artifact, within_tolerance
+from service.client import Busy, GlowClient
 from service.detector_client import RemoteDetector
+from service.oip import codec
+from service.oip.codec import Output
 from service.scores import outlier_share, score_summary
 from service.settings import Settings
-from tests.conftest import divide, tiny_recipe, tiny_table, with_training
+from tests.conftest import OnLoop, divide, tiny_recipe, tiny_table, with_training
 
 QUICK = {"steps": 40, "evaluate_every": 10, "patience": 2}
 
@@ -204,24 +205,6 @@ def _watched(evaluate: Callable[[], float], into: list[float]) -> Callable[[], f
     return watched
 
 
-class OnLoop(httpx.BaseTransport):
-    """Requests of another thread to an application on this one's loop."""
-
-    def __init__(self, app: FastAPI) -> None:
-        self._inner, self._loop = httpx.ASGITransport(app), asyncio.get_running_loop()
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        return asyncio.run_coroutine_threadsafe(self._ask(request), self._loop).result()
-
-    async def _ask(self, request: httpx.Request) -> httpx.Response:
-        answer = await self._inner.handle_async_request(
-            httpx.Request(request.method, request.url, headers=request.headers, content=request.read())
-        )
-        assert isinstance(answer.stream, httpx.AsyncByteStream)
-        content = b"".join([part async for part in answer.stream])
-        return httpx.Response(answer.status_code, headers=answer.headers, content=content)
-
-
 async def test_a_service_answers_as_the_detector_that_was_saved(
     by_folds: GlowDetector, held_out: GlowDetector, of_frame: GlowDetector, tmp_path: Path
 ) -> None:
@@ -259,7 +242,7 @@ def check_remote_frames_and_errors(service: httpx.Client, of_frame: GlowDetector
     frame = mixed_frame(20, 1)
     by_name = RemoteDetector(service, "frame").score_samples(frame.select(["count", "size", "color"]))
     assert within_tolerance(by_name, of_frame.score_samples(frame))
-    with pytest.raises(ValueError, match=r"inputs must be of shape \(B, 3\) for model held-out, got \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"x must be of shape \(B, 3\) for model held-out, got \(4, 2\)"):
         RemoteDetector(service, "held-out").predict(np.zeros((4, 2)))
     with pytest.raises(ValueError, match="no model 'none'; served are by-folds@"):
         RemoteDetector(service, "none")
@@ -287,30 +270,30 @@ def stub(answers: list[httpx.Response]) -> httpx.Client:
     def handle(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/models":
             return httpx.Response(200, json={"default": "m"})
-        return httpx.Response(200, json={"calibration": CALIBRATION}) if request.method == "GET" else answers.pop(0)
+        about = {"name": "m", "calibration": CALIBRATION}
+        return httpx.Response(200, json=about) if request.method == "GET" else answers.pop(0)
 
     return httpx.Client(base_url="http://test", transport=httpx.MockTransport(handle))
 
 
+def scores(*values: float) -> httpx.Response:
+    """What a service answers of rows of these scores."""
+    tensors = [
+        Output(name, np.array(values), binary=True) for name in ("log_likelihood", "bits_per_dim", "score", "p_value")
+    ]
+    parts, size = codec.write({"model_name": "m", "model_version": "0" * 12}, tensors)
+    return httpx.Response(200, headers={headers.JSON_SIZE: str(size)}, content=b"".join(parts))
+
+
 def test_a_busy_service_is_asked_again_when_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setattr("threading.Event.wait", lambda _, seconds: waited.append(seconds))
     busy = [httpx.Response(429, headers={"retry-after": "3"}), httpx.Response(503, headers={"retry-after": "7"})]
-    detector = RemoteDetector(stub([*busy, httpx.Response(200, json={"score": [4.0, 6.0]})]))
+    detector = RemoteDetector(stub([*busy, scores(4.0, 6.0)]))
     assert detector.predict(np.zeros((2, 3))).tolist() == [1, -1]
     assert waited == [3, 7]
-    with pytest.raises(httpx.HTTPStatusError, match="429"):
+    with pytest.raises(Busy, match="Too Many Requests"):
         RemoteDetector(stub([httpx.Response(429)] * 3), retries=2).predict(np.zeros((1, 3)))
-
-
-def test_a_date_to_come_back_at_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
-    waited: list[float] = []
-    monkeypatch.setattr("time.sleep", waited.append)
-    dates = [formatdate(time.time() + seconds, usegmt=True) for seconds in (30, 9000, -30)]
-    busy = [httpx.Response(429, headers={"retry-after": text}) for text in (*dates, "soon")]
-    RemoteDetector(stub([*busy, httpx.Response(200, json={"score": [4.0]})])).predict(np.zeros((1, 3)))
-    assert 27 < waited[0] <= 30
-    assert waited[1:] == [60, 0, 1]
 
 
 def test_an_error_of_what_stands_before_the_service_is_told_by_its_status() -> None:
@@ -320,20 +303,19 @@ def test_an_error_of_what_stands_before_the_service_is_told_by_its_status() -> N
 
 
 def test_connections_are_closed_but_those_of_a_client_that_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    client = stub([])
-    with RemoteDetector(client):
+    http = stub([])
+    with RemoteDetector(http):
         pass
-    assert not client.is_closed
-    monkeypatch.setattr(RemoteDetector, "_ask", lambda *_: client.get("/models/m").json())
-    with RemoteDetector("http://t", "m") as own:
+    assert not http.is_closed
+    closed: list[GlowClient] = []
+    monkeypatch.setattr(GlowClient, "close", lambda self: closed.append(self))
+    own = GlowClient(http)
+    with RemoteDetector(own):
         pass
-    assert own._client.is_closed
-
-
-def test_many_rows_become_several_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.detector_client.MAX_REQUEST_ROWS", 2)
-    answers = [httpx.Response(200, json={"p_value": part}) for part in ([0.1, 0.2], [0.3, 0.4], [0.5])]
-    assert RemoteDetector(stub(answers)).p_values(np.zeros((5, 3))).tolist() == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert not closed
+    with RemoteDetector(http) as detector:
+        pass
+    assert closed == [detector._client]
 
 
 def test_a_model_without_a_calibration_is_no_detector() -> None:

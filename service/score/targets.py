@@ -3,45 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import logging
-import random
-import threading
-import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-import httpx
-import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from pydantic import ValidationError
 
 from service.artifact import Signature
 from service.catalog import open_catalog
 from service.cli import UsageError
-from service.codecs import arrow, npy
+from service.client import GlowClient, GlowError, InvalidRequest
 from service.engine import Engine, choose_device
 from service.flows import default_alpha
-from service.http_answers import error_of, retry_after_s
 from service.machine import available_cpus
 from service.options import score_names
 from service.plans import finish
-from service.scorer import chosen_scores, p_value_column, score_pass, scoring_key, unpack
-from service.scores import DEFINITIONS
+from service.scorer import chosen_scores, score_pass, scoring_key, unpack
+from service.scores import DEFINITIONS, p_value_column
 from service.settings import settings_for
 
-RETRIED = (429, 502, 503, 504)  # busy, restarting, too slow
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 30.0  # between tries; doubled after each
-TOLD_PAUSE_S = 2.0  # a wait that somebody who watches should know of
-ANSWER_S = 300.0  # that a connection may be silent: longer than a service computes
 CONCURRENCY, PATIENCE_S = 4, 600.0  # of a service, where nothing else is wanted
 HELLO_S = 30.0  # that a service may take to say what it serves
 
 Array = npt.NDArray[Any]
-logger = logging.getLogger(__name__)
 
 
 class TargetError(UsageError):
@@ -104,7 +90,7 @@ class EngineTarget(Target):
 
 
 class ServiceTarget(Target):
-    """A model of a running service, asked in binary over ``concurrency`` connections.
+    """A model of a running service, asked in binary by ``concurrency`` threads.
 
     What is refused for now (429, 502 to 504) or lost on the way is asked again, no earlier than the service wants, for
     ``patience_s`` a batch. Raises TargetError.
@@ -121,27 +107,25 @@ class ServiceTarget(Target):
     ) -> None:
         self.concurrency = concurrency
         self._url = url.rstrip("/")
-        self._patience_s = patience_s
-        self._most_rows = 2**14  # of a request; fewer once that was too much for the service
-        self._closed = threading.Event()
-        self._client = httpx.Client(
-            timeout=httpx.Timeout(ANSWER_S, connect=10.0),
-            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
-        )
         try:
-            self._read_signature(model)
+            self._client = GlowClient(self._url, timeout=patience_s, retries=None, concurrency=1, max_rows=2**14)
+        except InvalidRequest as error:
+            raise TargetError(f"{self._url}: {error}") from error
+        try:
+            self._read_signature(model, min(patience_s, HELLO_S))
         except BaseException:
             self.close()
             raise
         self.answers = _answer_names(scores, self.num_calibration is not None)
-        self._options = {"model": self.signature.name, "reproducible": str(reproducible).lower()}
-        if scores is not None:
-            self._options["scores"] = scores
+        self._scores = scores
+        self._reproducible = reproducible
 
-    def _read_signature(self, model: str | None) -> None:
+    def _read_signature(self, model: str | None, patience_s: float) -> None:
         """Ask what the model takes, and how it is calibrated."""
-        name = self._describe("/models").get("default") if model is None else model
-        about = self._describe(f"/models/{name}")
+        try:
+            about = self._client.model(model, timeout=patience_s)
+        except GlowError as error:
+            raise TargetError(f"{self._url}: {error}") from error
         try:
             self.signature = Signature.model_validate(
                 {key: about[key] for key in Signature.model_fields if key in about}
@@ -150,86 +134,26 @@ class ServiceTarget(Target):
             self.alpha = None if calibration is None else float(calibration["alpha"])
             self.num_calibration = None if calibration is None else int(calibration["rows"])
         except (ValidationError, KeyError, TypeError, ValueError) as error:
-            raise TargetError(f"{self._url}/models/{name}: is no model of a Glow service") from error
+            raise TargetError(f"{self._url}: has no model of a Glow service") from error
         self.calibration = "none"
         if calibration is not None:  # its threshold and its summary tell the scores that it has
             text = json.dumps(calibration, sort_keys=True)
             self.calibration = f"of the service, {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def score(self, rows: Array) -> dict[str, Array]:
-        pieces: list[dict[str, Array]] = []
-        start = 0
-        while start < len(rows):
-            size = self._most_rows  # which changes meanwhile
-            pieces.append(self._score(rows[start : start + size]))
-            start += size
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-
-    def _score(self, rows: Array) -> dict[str, Array]:
-        headers = {"content-type": npy.MEDIA_TYPE, "accept": arrow.MEDIA_TYPE}
-        response = self._ask("POST", "/log-likelihood", params=self._options, content=npy.write(rows), headers=headers)
-        if response.status_code == 413 and len(rows) > 1:
-            self._most_rows = min(self._most_rows, -(-len(rows) // 2))
-            return self.score(rows)
-        self._check(response, "/log-likelihood")
+        """Answers of the version that ``signature`` has, whichever answers for the name by now."""
+        reference = f"{self.signature.name}@{self.signature.version}"
         try:
-            table = pa.ipc.open_stream(response.content).read_all()
-            version = (table.schema.metadata or {})[b"version"].decode()
-            # Without is_anomaly, which is of the request alone and follows from p_value.
-            columns = {name: np.asarray(table[name].to_numpy()) for name in table.column_names if name in self.answers}
-        except (pa.ArrowException, KeyError, UnicodeDecodeError) as error:
-            raise TargetError(f"{self._url}: answers with something else than scores in Arrow") from error
-        if version != self.signature.version:
-            raise TargetError(
-                f"{self._url}: {self.signature.name} has become version {version}; scoring began with "
-                f"{self.signature.version}"
+            scored = self._client.log_likelihood(
+                rows, model=reference, scores=self._scores, reproducible=self._reproducible
             )
-        if table.num_rows != len(rows):
-            raise TargetError(f"{self._url}: answers {table.num_rows} rows where {len(rows)} were asked for")
-        return columns
+        except GlowError as error:
+            raise TargetError(f"{self._url}: {error}") from error
+        # Without is_anomaly, which is of the request alone and follows from p_value.
+        return {name: column for name, column in scored.columns().items() if name in self.answers}
 
     def close(self) -> None:
-        self._closed.set()
         self._client.close()
-
-    def _describe(self, path: str) -> dict[str, Any]:
-        response = self._ask("GET", path, patience_s=min(self._patience_s, HELLO_S))
-        self._check(response, path)
-        try:
-            about = response.json()
-        except ValueError:
-            about = None
-        if not isinstance(about, dict):
-            raise TargetError(f"{self._url}{path}: is no Glow service")
-        return about
-
-    def _ask(self, method: str, path: str, patience_s: float | None = None, **request: Any) -> httpx.Response:  # noqa: ANN401
-        """Ask until there is an answer that does not mean "not now"."""
-        patience_s = self._patience_s if patience_s is None else patience_s
-        began = time.monotonic()
-        for attempt in itertools.count():
-            pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * random.uniform(0.5, 1)  # noqa: S311
-            try:
-                response = self._client.request(method, self._url + path, **request)
-                if response.status_code not in RETRIED:
-                    return response
-                fault = f"{response.status_code} {error_of(response)}"
-                pause = max(pause, retry_after_s(response, 0.0))
-            except httpx.TransportError as error:
-                fault = str(error) or type(error).__name__
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
-                raise TargetError(f"{self._url}: {error}") from error
-            if time.monotonic() + pause - began > patience_s:
-                raise TargetError(f"{self._url}: no answer in {patience_s:g} s: {fault}")
-            if pause >= TOLD_PAUSE_S:
-                logger.warning("%s: %s; asking again in %.0f s", self._url, fault, pause)
-            if self._closed.wait(pause):
-                raise TargetError(f"{self._url}: given up: {fault}")
-        raise AssertionError
-
-    def _check(self, response: httpx.Response, path: str) -> None:
-        if response.status_code != 200:
-            raise TargetError(f"{self._url}{path}: {response.status_code} {error_of(response)}")
 
 
 def _answer_names(scores: str | None, calibrated: bool) -> set[str]:
