@@ -16,14 +16,13 @@ import numpy.typing as npt
 import orjson
 import simdjson
 
-from service.codecs import ANY_BINARY, json_body
+from service.codecs import json_body
 from service.errors import BadRequest, Unprocessable
 from service.oip.tensors import DATATYPES, datatype_of
 
 Array = npt.NDArray[Any]
 Body = bytes | bytearray
 
-MEDIA_TYPE = ANY_BINARY
 MAX_ENTRIES = 16  # inputs, outputs and parameters, of each
 _MAX_DIMS = 4  # (B, C, H, W)
 MAX_NAME, MAX_ID = 100, 256  # characters
