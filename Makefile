@@ -12,7 +12,7 @@ LOCK = CUSTOM_COMPILE_COMMAND="make lock" .cache/pip-tools/bin/pip-compile --qui
     --no-emit-options --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --pip-args "$(PIP_ARGS)" \
     $(addprefix --unsafe-package ,glow-service torch $(CUDA_ONLY)) $(UPGRADE)
 
-.PHONY: serve test check format artifacts pictures lock docker-test bench-engine bench-engine-cuda \
+.PHONY: serve test check docs format artifacts pictures lock docker-test bench-engine bench-engine-cuda \
     bench-conditioners bench-plane bench-adbench bench-why \
     bench-anomalies bench-bulk bench-drift bench-explanations bench-false-alarms bench-fold-calibration bench-json bench-serving \
     bench-overload bench-idle bench-lifecycle bench-soak clean
@@ -27,6 +27,10 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The site, in build/docs; a link that leads nowhere ends it. Neither this nor reading it needs a network.
+docs: $(VENV)/.test
+	$(BIN)/python -m sphinx -W --keep-going -n -q docs build/docs
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .
@@ -60,7 +64,7 @@ lock: .cache/pip-tools/bin/pip-compile
 docker-test: $(VENV)/.test
 	$(BIN)/python -m pytest -p no:cacheprovider -sv tests/containers.py
 
-# Tables of what was measured; docs/results.md tells what each is.
+# Tables of what was measured; docs/benchmarks.md tells what each is.
 bench-engine: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.engine
 
@@ -104,7 +108,7 @@ bench-explanations: $(VENV)/.test
 # A flow beside three other kinds of model: about 40 minutes on one core, on Fashion-MNIST where DATA holds it.
 bench-why: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.why_a_flow --seconds 120 \
-	    $(if $(wildcard $(DATA)/fashion-mnist),--data $(DATA)/fashion-mnist) --out benchmarks/why_a_flow/RESULTS.md
+	    $(if $(wildcard $(DATA)/fashion-mnist),--data $(DATA)/fashion-mnist) --out docs/why-a-flow.md
 
 # The service under load (wrk is needed): beside its peers, about 9 minutes; above its peak; beside idle connections;
 # while it is reloaded and stopped; for a million requests, about 8 minutes.

@@ -81,8 +81,9 @@ class GlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit
         labels_: 1 for the rows of ``fit`` above the threshold, else 0.
         calibration_scores_: the scores of rows by flows that have not seen them, ascending, (m,) nats.
         approximate_: whether these come from K flows.
-        columns_: what each column was taken for. n_steps_: steps that the flow was trained for.
-        n_features_in_, feature_names_in_: as everywhere in scikit-learn.
+        columns_: what each column was taken for.
+        n_steps_: steps that the flow was trained for.
+        n_features_in_: as everywhere in scikit-learn; so is ``feature_names_in_``.
 
     Wrong parameters and rows raise ValueError.
     """
