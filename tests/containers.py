@@ -23,10 +23,9 @@ import pyarrow.parquet
 import pytest
 
 from service.settings import EMBEDDED_ARTIFACTS
-from tests.test_readme import blocks
+from tests.pages import ROOT, blocks, reader
 from tests.test_server import free_port
 
-ROOT = Path(__file__).parents[1]
 SBOM = "/opt/venv/share/glow-service/sbom.cdx.json"
 MAX_ADDED_BYTES = 800e6  # of the layers above the base image, on the CPU
 TABLE = "/opt/venv/lib/python3.11/site-packages/service/artifacts/breast-cancer.pt"
@@ -216,11 +215,9 @@ def test_it_holds_the_service_alone_and_a_list_of_all_that_it_holds(stack: Stack
 
 
 def test_the_examples_of_the_readme_work(stack: Stack, tmp_path: Path) -> None:
-    (commands,) = blocks("bash")
-    script = commands.replace("curl -s", "curl -sf").replace("localhost:8000", stack.url.removeprefix("http://"))
-    subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, capture_output=True, timeout=120)
-    (code,) = blocks("python")
-    exec(compile(code.replace("http://localhost:8000", stack.url), "README.md", "exec"), {})
+    with reader(tmp_path, lambda: stack.url) as one:
+        for block in blocks(ROOT / "README.md"):
+            one.read(block)
 
 
 def test_arrow_drift_documentation_bulk_scoring_and_calibration_work_in_it(stack: Stack) -> None:

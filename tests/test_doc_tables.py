@@ -1,0 +1,60 @@
+"""Tables of the documentation say what the code says."""
+
+import dataclasses
+import re
+import tomllib
+
+import pytest
+from pydantic import BaseModel
+
+from model.glow import GlowConfig
+from model.recipe import ArtifactRecipe, DataRecipe, TrainingRecipe
+from service.scores import DEFINITIONS
+from service.settings import Settings
+from tests.pages import ROOT
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
+def test_scores() -> None:
+    text = page("anomalies").replace("\\|", "|")
+    for name, what in DEFINITIONS.items():
+        assert f"| `{name}` | {what.unit} | {what.formula} | {what.direction} |" in text
+
+
+def test_settings() -> None:
+    rows = re.findall(r"^\| `(GLOW_\w+)` \| (.*?) \| (.*?) \|$", page("settings"), re.MULTILINE)
+    expected = []
+    for name, field in Settings.model_fields.items():
+        default = f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+        shown = {"models": "the embedded artifacts"}.get(name, "" if field.default in (None, [], {}) else default)
+        expected.append((f"GLOW_{name.upper()}", shown, field.description))
+    assert rows == expected
+
+
+@pytest.mark.parametrize(
+    ("table", "part"),
+    [("data", DataRecipe), ("model", GlowConfig), ("training", TrainingRecipe), ("artifact", ArtifactRecipe)],
+)
+def test_keys_of_a_recipe(table: str, part: type[BaseModel] | type[GlowConfig]) -> None:
+    text = page("recipe").partition(f"| `[{table}]` | default | meaning |\n")[2].partition("\n\n")[0]
+    if issubclass(part, BaseModel):
+        defaults = {name: "required" if one.is_required() else one.default for name, one in part.model_fields.items()}
+    else:
+        defaults = {one.name: one.default for one in dataclasses.fields(part)}
+    expected = [
+        (name, "required" if value == "required" else "" if value in (None, [], "") else f"`{value}`")
+        for name, value in defaults.items()
+    ]
+    assert re.findall(r"^\| `(\w+)` \| (.*?) ?\| ", text, re.MULTILINE) == expected
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    table = page("design").partition("## Dependencies")[2]
+    extras = project["optional-dependencies"]
+    for requirement in [*project["dependencies"], *extras["serve"], *extras["train"], *extras["docs"]]:
+        name = re.split(r"[\[<>=]", requirement)[0]
+        assert re.search(rf"\b{name}\b", table), name
