@@ -186,7 +186,7 @@ class Measured:
         """
         schedules = yield from self._find(runner, seconds, alone)
         self._known[runner.architecture] = schedules
-        logger.info("plans of %s@%s:\n%s", runner.manifest.name, runner.manifest.version, schedules.table())
+        logger.debug("plans of %s@%s:\n%s", runner.manifest.name, runner.manifest.version, schedules.table())
         return schedules
 
     def _find(self, runner: Runner, seconds: float, alone: bool) -> Steps[Schedules]:

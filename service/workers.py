@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import logging
 import math
 import multiprocessing
@@ -23,9 +24,11 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 import uvicorn
 from fastapi import FastAPI
+from tqdm import tqdm
 from uvicorn.config import STARTUP_FAILURE
 
 from service import access_log
@@ -70,7 +73,10 @@ def taken_port(settings: Settings) -> Iterator[socket.socket]:
                     lock.bind(f"\0glow-service-{port}")
                 bound = stack.enter_context(_bind(settings.host, port, shared=True))
         except OSError as error:
-            raise SettingsError(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}") from error
+            text = f"cannot listen on {settings.host} port {settings.port}: {error.strerror}"
+            if error.errno == errno.EADDRINUSE:
+                text += "; another program does: choose another port by --port or GLOW_PORT (make serve: PORT=)"
+            raise SettingsError(text) from error
         yield bound
 
 
@@ -283,9 +289,24 @@ def begin_logs(settings: Settings) -> None:
     """Write log records of this process to stderr and, where wanted, its requests to stdout, each on one line."""
     if settings.access_log:
         access_log.begin()
+    on_terminal = sys.stderr.isatty()
     logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s"
+        level=settings.log_level.upper(),
+        format="%(levelname)s %(message)s"
+        if on_terminal
+        else "%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s",
+        handlers=[_BesideBars()],
     )
+    # Which tell by three lines each that a process has begun and ended.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.levelno > logging.INFO)
+
+
+class _BesideBars(logging.StreamHandler[TextIO]):
+    """Writes to standard error without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(sys.stderr):
+            super().emit(record)
 
 
 def _allow_connections() -> None:
@@ -300,6 +321,7 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         http=Protocol,
         ws="none",
         access_log=False,
+        log_config=None,
         log_level=settings.log_level,
         proxy_headers=False,  # nothing depends on the caller's address
         server_header=False,
