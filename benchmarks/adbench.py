@@ -28,7 +28,6 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
 from model.checkpoint import load_checkpoint
-from model.cli import Parser, UsageError, run_command
 from model.data import Array, Dataset, unnamed_columns
 from model.evaluate import batches, log_prob
 from model.fold import fold
@@ -36,6 +35,7 @@ from model.recipe import Splits, read_recipe
 from model.train import train
 from model.trainer import Trainer
 from service.artifact import compile_module
+from service.cli import Parser, UsageError, run_command
 
 RECIPE = Path(__file__).parents[1] / "model" / "recipes" / "table.toml"
 FEWEST, MOST = 1_000, 50_000

@@ -8,10 +8,8 @@ delta / 2 of the calibration sets: p + sqrt(log(4 / delta) / (2 m)), at most 1.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -19,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.arguments import at_least
+from service.cli import Parser, run_command
 from service.drift import EXPONENTS, Drift
 from service.scores import FloatArray, p_values
 
@@ -132,7 +131,7 @@ def nanoseconds_a_row() -> float:
 
 def main(argv: list[str]) -> None:
     """Print both tables."""
-    parser = argparse.ArgumentParser("python -m benchmarks.drift", description=__doc__.partition("\n")[0])
+    parser = Parser("python -m benchmarks.drift", __doc__)
     parser.add_argument("--repeats", type=at_least(int, 10), default=4000, help="of the first table's shorter runs")
     parser.add_argument("--delay-repeats", type=at_least(int, 10), default=200, help="of the second")
     parser.add_argument("--seed", type=at_least(int, 0), default=0)
@@ -151,4 +150,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main)

@@ -18,6 +18,7 @@ import orjson
 import simdjson
 
 from benchmarks.timing import interleaved
+from service.cli import Parser, run_command
 from service.codecs import json_body
 
 Array = npt.NDArray[np.float64]
@@ -81,8 +82,9 @@ def bodies() -> dict[str, bytes]:
     return {name: json.dumps({"inputs": array.tolist()}).encode() for name, array in rows.items()}
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Print the table, in microseconds."""
+    Parser("python -m benchmarks.json_parsing", __doc__).parse_args(argv)
     print(f"{'':20}" + "".join(f"{name:>18}" for name in WAYS))
     for name, body in bodies().items():
         repeats = max(1, 20_000 // len(body))
@@ -99,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

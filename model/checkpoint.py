@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import torch
 from model.glow import Glow, Shape, build_glow
 from model.recipe import Recipe, parse_recipe
 from service.artifact import Column, write_whole
+from service.cli import UsageError
 
 FORMAT = 3
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UsageError):
     """A file that is not a usable checkpoint."""
 
 
@@ -58,7 +60,9 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and see that its flow can be built. Raises CheckpointError."""
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # by which torch tells at length that an artifact is one
+            values = torch.load(path, map_location="cpu", weights_only=True)
         if values.pop("format") != FORMAT:
             raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}")
         recipe = parse_recipe(values.pop("recipe"), str(path))
@@ -70,5 +74,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except CheckpointError:
         raise
     except Exception as error:  # torch's reader raises nearly anything on bytes that it did not write
-        raise CheckpointError(f"{path}: not a checkpoint file, or a damaged one") from error
+        raise CheckpointError(
+            f"{path}: not a checkpoint file, or a damaged one; python -m model.train leaves runs/NAME/best.pt"
+        ) from error
     return checkpoint

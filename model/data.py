@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from model.dataset import Array, DataError, Dataset, Kind, Selection
 from model.tables import array_table, csv_table, parquet_table, read_table
+from service.cli import UsageError
 
 __all__ = ["Array", "DataError", "Dataset", "Kind", "Selection", "load", "unnamed_columns"]
 
@@ -54,7 +55,7 @@ def load(source: str, base: Path = Path(), wanted: Selection = _ALL) -> Dataset:
         else:
             raise DataError(f"{path}: unknown kind of file; expected idx, npy, npz, csv, parquet or a folder of images")
         return _from_array(str(path), x, labels, wanted)
-    except DataError:
+    except UsageError:
         raise
     except Exception as error:  # the readers raise nearly anything on files that are not what their name says
         raise DataError(f"{path}: cannot be read: {str(error).strip() or type(error).__name__}") from error

@@ -11,12 +11,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from service.cli import UsageError
+
 Array = npt.NDArray[Any]
 Kind = Literal["image", "vector"]
 _DIGEST_BYTES = 2**22  # hashed at a time
 
 
-class DataError(ValueError):
+class DataError(UsageError):
     """Data that cannot be used; the message names the file, the rule and what was found."""
 
 

@@ -168,7 +168,8 @@ class GlowDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # scikit
         """Write the flow and its calibration as an artifact, verified, that the service serves as ``name``.
 
         By default that is the file's name without its suffix. Its answers are the detector's within 1e-3 nats + 1e-6 of
-        the log-likelihood. Raises ArtifactError where the file cannot be written, and RecipeError for a wrong name.
+        the log-likelihood. Raises UsageError for a file that cannot be written or does not end in
+        .pt, and RecipeError for a wrong name.
         """
         check_is_fitted(self)
         path = Path(path)

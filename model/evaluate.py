@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from model.cli import Parser, UsageError, run_command
 from model.columns import add_column_noise, unit_of
 from model.data import DataError, Dataset, Selection, load
 from model.dataset import release_pages
 from model.glow import Glow
 from model.likelihood import dequantize, mean_likelihood
 from service.artifact import Artifact, Column, Manifest, Program, TestResult, open_artifact
+from service.cli import Parser, Progress, count, listing, run_command, tell
 
 BATCH = 256
 NOISE_SEED = 0
@@ -28,9 +28,12 @@ def log_prob(module: Program | Glow, rows: Iterable[Tensor]) -> Tensor:
         return torch.cat([module.log_prob(batch) for batch in rows])
 
 
-def batches(x: Tensor, what: str = "scoring") -> Iterable[Tensor]:
-    """Cut rows into batches, with a progress bar on a terminal."""
-    return tqdm(torch.split(x, BATCH), desc=what, unit="batch", leave=False, disable=None)
+def batches(x: Tensor, what: str = "scored") -> Iterator[Tensor]:
+    """Cut rows into batches, and tell the progress."""
+    with Progress(what, len(x)) as progress:
+        for batch in torch.split(x, BATCH):
+            yield batch
+            progress.update(len(batch))
 
 
 def as_inputs(data: Dataset) -> Tensor:
@@ -75,7 +78,7 @@ def round_trip_error(module: Program, x: Tensor, columns: list[Column]) -> float
     with torch.inference_mode():
         errors: list[float] = [
             ((module.decode(module.encode(batch)[0]) - batch).abs() / unit).max().item()
-            for batch in batches(x, "round trip")
+            for batch in batches(x, "sent round")
         ]
     return max(errors)
 
@@ -84,7 +87,7 @@ def prior_draws(module: Program, num: int, num_dims: int) -> Tensor:
     """Decode so many draws z ~ N(0, I), always the same: (num, *shape). Every one has to be finite."""
     z = torch.randn(num, num_dims, generator=torch.Generator().manual_seed(NOISE_SEED))
     with torch.inference_mode():
-        return torch.cat([module.decode(batch) for batch in batches(z, "decoding")])
+        return torch.cat([module.decode(batch) for batch in batches(z, "decoded")])
 
 
 def rows_per_second(module: Program, x: Tensor) -> float:
@@ -113,39 +116,90 @@ def load_for(manifest: Manifest, source: str) -> Dataset:
     return data
 
 
-def report(artifact: Artifact, data: Dataset, num_draws: int) -> list[tuple[str, str]]:
-    """Measure everything: rows of a table (what, figure)."""
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured."""
+
+    artifact: str
+    model: str
+    version: str
+    data: str
+    rows: int
+    unit: str  # of the likelihood: bits/dim of images (lower is better), nats of tables (higher is better)
+    likelihood: float
+    standard_error: float  # of the likelihood
+    scale: str  # unit of the round trips
+    round_trip: float  # largest |decode(encode(x)) - x|
+    draws: int  # from the prior
+    finite_draws: int  # that decode to finite values; all should
+    round_trip_of_draws: float
+    rows_per_second: float  # of log_prob
+    threads: int
+
+    def __str__(self) -> str:
+        finite = "all finite" if self.finite_draws == self.draws else f"ONLY {self.finite_draws} FINITE"
+        facts = {
+            "artifact": f"{self.model}@{self.version}",
+            "rows": self.rows,
+            "likelihood": f"{self.likelihood:.3f} +- {self.standard_error:.3f} {self.unit}",
+            "round trip": f"{self.round_trip:.2e} {self.scale}",
+            "draws": f"{self.round_trip_of_draws:.2e} {self.scale}, {finite} of {self.draws}",
+            "speed": f"{self.rows_per_second:.0f} rows/s ({self.threads} threads)",
+        }
+        return listing(facts)
+
+
+def measure(artifact: Artifact, data: Dataset, num_draws: int, path: str = "", source: str = "") -> Outcome:
+    """Measure everything."""
     manifest, x = artifact.manifest, as_inputs(data)
-    result = likelihood(artifact.program, data, manifest.columns)
+    result = mean_likelihood(log_prob(artifact.program, noisy_batches(data, manifest.columns)), data.shape)
     draws = prior_draws(artifact.program, num_draws, manifest.num_dims)
-    finite = "all finite" if torch.isfinite(draws).all() else "NOT ALL FINITE"
-    scale_unit = "pixel units" if data.kind == "image" else "scales of a column"
-    return [
-        ("artifact", f"{manifest.name}@{manifest.version}"),
-        ("rows", str(result.rows)),
-        ("likelihood", result.figure),
-        ("round trip", f"{round_trip_error(artifact.program, x, manifest.columns):.2e} {scale_unit}"),
-        (
-            "draws",
-            f"{round_trip_error(artifact.program, draws, manifest.columns):.2e} {scale_unit}, {finite} of {num_draws}",
-        ),
-        ("speed", f"{rows_per_second(artifact.program, x):.0f} rows/s ({torch.get_num_threads()} threads)"),
-    ]
+    return Outcome(
+        artifact=path,
+        model=manifest.name,
+        version=manifest.version,
+        data=source,
+        rows=result.rows,
+        unit=result.unit,
+        likelihood=result.value,
+        standard_error=result.standard_error,
+        scale="pixel units" if data.kind == "image" else "scales of a column",
+        round_trip=round_trip_error(artifact.program, x, manifest.columns),
+        draws=num_draws,
+        finite_draws=int(torch.isfinite(draws).flatten(1).all(1).sum()),
+        round_trip_of_draws=round_trip_error(artifact.program, draws, manifest.columns),
+        rows_per_second=rows_per_second(artifact.program, x),
+        threads=torch.get_num_threads(),
+    )
+
+
+def parser() -> Parser:
+    """The command's arguments."""
+    parser = Parser(
+        "python -m model.evaluate",
+        "Measure an artifact on data: likelihood, round trips through the latent code, and speed.",
+        examples=[
+            "python -m model.evaluate my-table.pt new.csv",
+            "python -m model.evaluate service/artifacts/breast-cancer.pt sklearn:breast-cancer --json",
+        ],
+        outcome=Outcome,
+    )
+    parser.add_argument("artifact", metavar="ARTIFACT", type=Path)
+    parser.add_argument(
+        "data", metavar="DATA", help="a file (.csv, .parquet, .npy, .npz, idx), a folder of images, or sklearn:NAME"
+    )
+    parser.add_argument(
+        "--draws", type=count, default=1000, metavar="N", help="draws from the prior, decoded and sent round"
+    )
+    return parser
 
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    parser = Parser(prog="python -m model.evaluate", description="Measure an artifact on data.")
-    parser.add_argument("artifact", type=Path)
-    parser.add_argument("data", help="a file, folder or sklearn: name, as in a recipe")
-    parser.add_argument("--draws", type=int, default=1000, help="draws from the prior, decoded and sent round (1000)")
-    args = parser.parse_args(argv)
-    if args.draws < 1:
-        raise UsageError(f"--draws must be at least 1, got {args.draws}")
+    args = parser().parse_args(argv)
     artifact = open_artifact(args.artifact)
     data = load_for(artifact.manifest, args.data)
-    for what, figure in report(artifact, data, args.draws):
-        print(f"{what:<12} {figure}")
+    tell(measure(artifact, data, args.draws, str(args.artifact), args.data), args.json)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import Checkpoint, load_checkpoint
-from model.cli import Parser, run_command
+from model.cli import add_data_dir
 from model.columns import treatment, unit_of
 from model.data import DataError, Dataset
 from model.density import fit_scoring
@@ -30,6 +32,7 @@ from service.artifact import (
     Manifest,
     Program,
 )
+from service.cli import Parser, check_output, run_command, tell
 from service.scores import CALIBRATED, COMPLEXITY, DEFAULT_CODEC, LOG_PROB, Codec, FloatArray, codec_bytes, complexity
 
 GOLDEN_ROWS = 4
@@ -54,8 +57,7 @@ def write_artifact(
     Given ``cross_validated`` log-likelihoods (m,), nats, each of a row under a flow that was trained without it, these
     fit the scores and calibrate them, marked as approximate; validation and calibration rows may then be any.
     """
-    if not out.parent.is_dir() or out.is_dir() or not out.name:
-        raise ArtifactError(f"{out}: must be a file name in a folder that exists")
+    check_output(out, {}, [".pt"])
     flow = checkpoint.averaged_flow()
     kind, recipe = splits.fit.kind, checkpoint.recipe
     highest = 2.0**recipe.model.bits - 1
@@ -163,19 +165,76 @@ def golden_case(module: Program, x: Tensor, codec: Codec | None) -> Golden:
         )
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What was written."""
+
+    out: str
+    model: str
+    version: str
+    bytes: int
+    unit: str  # of the likelihood: bits/dim of images (lower is better), nats of tables (higher is better)
+    test_likelihood: float | None  # None without test rows
+    test_standard_error: float | None
+    alpha: float  # default share of false alarms
+    calibration_rows: int
+
+    def __str__(self) -> str:
+        test = "no test set"
+        if self.test_likelihood is not None:
+            test = f"test {self.test_likelihood:.3f} +- {self.test_standard_error:.3f} {self.unit}"
+        out = shlex.quote(self.out)
+        return (
+            f"{self.out}: {self.model}@{self.version}, {self.bytes / 1e6:.2f} MB, {test}\n"
+            f"next: python -m service --models {out}\n"
+            f"  or: glow-score {out} IN OUT  (files of rows, such as rows.csv scores.csv)"
+        )
+
+
+def parser() -> Parser:
+    """The command's arguments."""
+    parser = Parser(
+        "python -m model.export",
+        "Make an artifact of a checkpoint: one file that the service serves, verified against the trained flow and "
+        "calibrated on held-out rows.",
+        examples=[
+            "python -m model.export runs/my-table/best.pt my-table.pt",
+            "python -m model.export runs/my-table/best.pt my-table.pt --data-dir data --json",
+        ],
+        outcome=Outcome,
+    )
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="of python -m model.train: runs/NAME/best.pt"
+    )
+    parser.add_argument("out", metavar="OUT.pt", type=Path, help="the artifact; replaced when the new one is verified")
+    add_data_dir(parser)
+    return parser
+
+
+def run(source: Path, out: Path, data_dir: Path) -> Outcome:
+    """Export the checkpoint in a file. Raises UsageError and ArtifactError."""
+    check_output(out, {"checkpoint": source}, [".pt"])
+    checkpoint = load_checkpoint(source)
+    manifest = export(checkpoint, load_splits(checkpoint.recipe.data, data_dir), out)
+    test, calibration = manifest.test, manifest.calibration
+    assert calibration is not None
+    return Outcome(
+        out=str(out),
+        model=manifest.name,
+        version=manifest.version,
+        bytes=out.stat().st_size,
+        unit="bits/dim" if manifest.kind == "image" else "nats",
+        test_likelihood=None if test is None else test.nats if test.bits_per_dim is None else test.bits_per_dim,
+        test_standard_error=None if test is None else test.standard_error,
+        alpha=calibration.alpha,
+        calibration_rows=calibration.num_rows,
+    )
+
+
 def main(argv: list[str]) -> None:
     """Run the command."""
-    parser = Parser(prog="python -m model.export", description="Export a checkpoint as a verified artifact.")
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument(
-        "--data-dir", type=Path, default=Path(), help="folder that the recipe's file names are relative to"
-    )
-    args = parser.parse_args(argv)
-    checkpoint = load_checkpoint(args.checkpoint)
-    manifest = export(checkpoint, load_splits(checkpoint.recipe.data, args.data_dir), args.out)
-    test = "no test set" if manifest.test is None else f"test {manifest.test.figure}"
-    print(f"{args.out}: {manifest.name}@{manifest.version}, {args.out.stat().st_size / 1e6:.2f} MB, {test}")
+    args = parser().parse_args(argv)
+    tell(run(args.checkpoint, args.out, args.data_dir), args.json)
 
 
 if __name__ == "__main__":

@@ -3,28 +3,63 @@
 from __future__ import annotations
 
 import os
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 from model import export, train
-from model.cli import RecipeParser, UsageError, run_command
+from model.cli import add_recipe
 from model.recipe import read_recipe
+from service.cli import DONE, FAILED, INTERRUPTED, TERMINATED, WRONG_USE, Parser, UsageError, run_command, tell
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What both have come to."""
+
+    training: train.Outcome
+    artifact: export.Outcome | None  # None where training was stopped
+
+    def __str__(self) -> str:
+        return str(self.training) if self.artifact is None else f"{self.training.headline}\n{self.artifact}"
+
+
+def parser() -> Parser:
+    """The command's arguments."""
+    parser = Parser(
+        "python -m model.pipeline",
+        "Train a flow, or go on training it, and export it: one command that may be stopped and run again.",
+        examples=[
+            "python -m model.pipeline my-table.toml",
+            "python -m model.pipeline my-table.toml --data-dir data --models models --json",
+        ],
+        outcome=Outcome,
+        codes=(DONE, FAILED, WRONG_USE, INTERRUPTED, TERMINATED),
+    )
+    add_recipe(parser)
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of runs; this one's is RUNS/NAME"
+    )
+    parser.add_argument(
+        "--models", type=Path, default=Path(), metavar="DIR", help="folder of artifacts; this one's is MODELS/NAME.pt"
+    )
+    return parser
 
 
 def main(argv: list[str]) -> None:
     """Run the command; a run that is stopped before its last step exports nothing, and ends as the training does."""
-    parser = RecipeParser("python -m model.pipeline", "Train a flow, or go on training it, and export it.")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs; this one's is RUNS/NAME")
-    parser.add_argument("--models", type=Path, default=Path(), help="folder of artifacts; this one's is MODELS/NAME.pt")
-    args = parser.parse_args(argv)
-    name = read_recipe(args.recipe, args.set).name
+    args = parser().parse_args(argv)
+    recipe = read_recipe(args.recipe, args.set)
     if not (args.models.is_dir() and os.access(args.models, os.W_OK)):  # now, not after hours
         raise UsageError(f"--models: {args.models} must be a folder that user {os.getuid()} may write to")
-    run = args.runs / name
-    arguments = [str(args.recipe), *(f"--set={change}" for change in args.set), f"--out={run}"]
-    arguments += ["--resume"] if (run / "last.pt").exists() else []
-    data = f"--data-dir={args.data_dir}"
-    train.main([*arguments, data])
-    export.main([str(run / "best.pt"), str(args.models / f"{name}.pt"), data])
+    folder = args.runs / recipe.name
+    again = shlex.join(["python", "-m", "model.pipeline", *argv])
+    training, processes, code = train.run(recipe, args.data_dir, folder, (folder / "last.pt").exists(), again)
+    artifact = None
+    if code == DONE:
+        artifact = export.run(folder / "best.pt", args.models / f"{recipe.name}.pt", args.data_dir)
+    tell(Outcome(training, artifact), args.json)
+    processes.finish(code)
 
 
 if __name__ == "__main__":

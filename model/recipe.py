@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,10 +13,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 
 from model.data import DataError, Dataset, Selection, load
 from model.glow import GlowConfig
+from service.cli import UsageError, did_you_mean
 from service.scores import CALIBRATED, ScoreName, smallest_p_value
 
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls a key that is not there
 
-class RecipeError(ValueError):
+
+class RecipeError(UsageError):
     """A recipe that cannot be used; the message names the key, the rule and the value."""
 
 
@@ -143,13 +146,25 @@ def parse_recipe(values: dict[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A key that is misspelt explains one that is missing.
+        first = min(error.errors(), key=lambda found: found["type"] not in _UNKNOWN)
         key = ".".join(map(str, first["loc"]))
-        if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            raise RecipeError(f"{origin}: unknown key {key!r}") from error
+        if first["type"] in _UNKNOWN:
+            raise RecipeError(f"{origin}: unknown key {key!r}{did_you_mean(key, _keys())}") from error
         where = f"{origin}: {key}: " if key else f"{origin}: "
         value = "" if isinstance(first["input"], dict | GlowConfig) else f", got {first['input']!r}"
         raise RecipeError(f"{where}{first['msg'].removeprefix('Value error, ')}{value}") from error
+
+
+def _keys() -> list[str]:
+    """All keys of recipes, and their tables."""
+    return [
+        *Recipe.model_fields,
+        *(f"data.{key}" for key in DataRecipe.model_fields),
+        *(f"model.{field.name}" for field in fields(GlowConfig)),
+        *(f"training.{key}" for key in TrainingRecipe.model_fields),
+        *(f"artifact.{key}" for key in ArtifactRecipe.model_fields),
+    ]
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -7,7 +7,6 @@ import math
 import os
 import platform
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from model.plots import save_latents, save_marginals, save_temperatures
 from model.recipe import Splits
 from model.trainer import Trainer
 from service.artifact import write_whole
+from service.cli import note
 
 TEMPERATURES = [0.5, 0.7, 0.8, 1.0]
 NUM_TEMPERATURE_SAMPLES = 36  # at each
@@ -37,11 +37,12 @@ PICTURES = {
 }
 
 
-def write_report(trainer: Trainer, splits: Splits, out: Path) -> None:
+def write_report(trainer: Trainer, splits: Splits, out: Path) -> dict[str, Any]:
     """Measure the best checkpoint in ``out`` and write ``report.json``, ``report.md`` and their pictures.
 
     The likelihood is that of the test rows, else of the validation rows; beside it stand the floors, simple densities
-    of the same rows. One that the flow does not beat is a warning, in the report and on standard error.
+    of the same rows. One that the flow does not beat is a warning, in the report, which is returned, and on standard
+    error.
     """
     best = load_checkpoint(out / "best.pt")
     flow = best.averaged_flow()
@@ -65,7 +66,8 @@ def write_report(trainer: Trainer, splits: Splits, out: Path) -> None:
     _write(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     _write(out / "report.md", _markdown(report, pictures))
     for warning in report["warnings"]:
-        print(f"WARNING: {warning}", file=sys.stderr)
+        note(f"WARNING: {warning}")
+    return report
 
 
 def _compare(floor: Floor, log_probs: Tensor, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pyarrow import csv, parquet
 
 from model.dataset import Array, DataError, Dataset, Selection, release_pages
 from service.artifact import listed_categories
+from service.cli import check_commas, did_you_mean
 
 MAX_CATEGORIES = 10_000  # a column with more different names is an identifier or free text, or numbers with a typo
 _BATCH_VALUES = 2**18
@@ -41,7 +42,9 @@ class Table:
 
 def csv_table(path: Path) -> Table:
     """Read a CSV file; an empty cell, NA, NaN or null is a missing value, in columns of text too."""
-    return arrow_table(str(path), csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True)))
+    table = csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
+    check_commas(path, table.schema.names)
+    return arrow_table(str(path), table)
 
 
 def arrow_table(name: str, table: pa.Table) -> Table:
@@ -133,7 +136,7 @@ def _columns(table: Table, wanted: Selection) -> tuple[list[str], list[str]]:
     asked = [*columns, *wanted.categorical, *([wanted.label_column] if wanted.label_column is not None else [])]
     for name in asked:
         if name not in names:
-            raise DataError(f"{table.name}: no column {name!r}; it has {', '.join(names)}")
+            raise DataError(f"{table.name}: no column {name!r}; it has {', '.join(names)}{did_you_mean(name, names)}")
     if not columns:
         raise DataError(f"{table.name}: holds no columns")
     return columns, [name for name in columns if _is_categorical(table, name, wanted)]

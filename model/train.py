@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import ctypes
 import math
+import shlex
 import signal
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 import torch
-from tqdm import tqdm
 
 from model.checkpoint import load_checkpoint, save_checkpoint
-from model.cli import RecipeParser, run_command
+from model.cli import add_recipe
 from model.distributed import Processes
 from model.divergence import DivergedError
 from model.event_log import EventLog
@@ -28,6 +29,19 @@ from model.plots import sample_grid, save_curves, save_picture
 from model.recipe import Recipe, RecipeError, load_splits, read_recipe
 from model.report import write_report
 from model.trainer import EVALUATION_SEED, Trainer, generator_of
+from service.cli import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    TERMINATED,
+    WRONG_USE,
+    Parser,
+    Progress,
+    listing,
+    note,
+    run_command,
+    tell,
+)
 
 NUM_GRID_SAMPLES = 64
 
@@ -48,22 +62,19 @@ def train(trainer: Trainer, out: Path, progress: bool = True) -> bool:
     log = None if quiet else EventLog(out / "tensorboard", trainer.step)
     with (
         _StopOnSignal() as stop,
-        tqdm(total=training.steps, initial=trainer.step, unit="step", disable=quiet or None) as bar,
+        Progress("trained", training.steps, "step", trainer.step, shown=not quiet, every_s=math.inf) as bar,
     ):
         while not (trainer.complete or stopping):
             figures, stopping = trainer.train_step(stop.requested)
-            bar.update()
+            bar.update(1)
             trainer.seconds = time.monotonic() - started
             diverged = trainer.observe(figures)
             if not diverged and (trainer.step % training.evaluate_every == 0 or trainer.step == training.steps):
                 diverged = _evaluate(trainer, out, log)
-                message = _message(trainer)
-                bar.set_postfix_str(message)
-                if bar.disable and not quiet:
-                    print(f"step {trainer.step}/{training.steps}: {message}", flush=True)
+                bar.update(0, _message(trainer), at_once=True)
                 trainer.seconds = time.monotonic() - started
             elif trainer.step % 20 == 0:
-                bar.set_postfix_str(f"loss {figures['loss']:.3f} {trainer.unit}, {_rows_per_s(trainer):.0f} rows/s")
+                bar.update(0, f"loss {figures['loss']:.3f} {trainer.unit}, {_rows_per_s(trainer):.0f} rows/s")
             if diverged:
                 step = trainer.step
                 trainer.roll_back(diverged)
@@ -72,11 +83,12 @@ def train(trainer: Trainer, out: Path, progress: bool = True) -> bool:
                 if log:
                     log.rewind(trainer.step)
                 if not quiet:
-                    bar.write(f"step {step}: {diverged}; going back to step {trainer.step}, learning rate halved")
+                    note(f"step {step}: {diverged}; going back to step {trainer.step}, learning rate halved")
             elif trainer.step % training.checkpoint_every == 0 or trainer.complete or stopping:
                 checkpoint = trainer.keep()
                 if leads and checkpoint:
                     save_checkpoint(checkpoint, out / "last.pt")
+    trainer.stopped_by = stop.number
     if log:
         log.close()
     if leads and not (out / "best.pt").exists():
@@ -126,12 +138,12 @@ class _StopOnSignal:
     """Turn the first SIGINT or SIGTERM into a request to stop; a second one acts as usual."""
 
     def __enter__(self) -> _StopOnSignal:
-        self.requested = False
+        self.requested, self.number = False, signal.SIGINT
         self.previous = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.requested, self.number = True, signal.Signals(number)
         self._restore()
 
     def _restore(self) -> None:
@@ -142,23 +154,77 @@ class _StopOnSignal:
         self._restore()
 
 
-def main(argv: list[str]) -> None:
-    """Run the command."""
-    parser = RecipeParser("python -m model.train", "Train a flow by exact maximum likelihood.")
-    parser.add_argument("--out", type=Path, help="folder of checkpoints, curves and report (default: runs/NAME)")
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has come to."""
+
+    name: str
+    state: Literal["finished", "stopped early", "stopped"]  # early: out of patience; stopped: by a signal
+    step: int
+    steps: int
+    seconds: float  # of training
+    unit: str  # of likelihoods: bits/dim of images (lower is better), nats of tables (higher is better)
+    validation: float | None  # lowest validation loss: bits/dim, or nats below 0; None before the first evaluation
+    split: str  # rows of the likelihood: test or, where there are none, validation
+    likelihood: float | None  # of the best checkpoint; None where it is not finite
+    standard_error: float | None
+    warnings: list[str]
+    checkpoint: str
+    report: str
+    next: str  # command
+
+    @property
+    def headline(self) -> str:
+        """How it ended."""
+        best = "not validated yet" if self.validation is None else f"best validation {self.validation:.4f} {self.unit}"
+        return f"{self.state} at step {self.step}: {best}"
+
+    def __str__(self) -> str:
+        facts = {"checkpoint": self.checkpoint, "report": self.report, "next": self.next}
+        if self.likelihood is not None:
+            error = "" if self.standard_error is None else f" +- {self.standard_error:.3f}"
+            facts = {self.split: f"{self.likelihood:.3f}{error} {self.unit}", **facts}
+        return f"{self.headline}\n{listing(facts)}"
+
+
+def parser() -> Parser:
+    """The command's arguments."""
+    parser = Parser(
+        "python -m model.train",
+        "Train a flow on your data by exact maximum likelihood. Leaves checkpoints, report.md and pictures in "
+        "runs/NAME.",
+        examples=[
+            "python -m model.train my-table.toml",
+            "python -m model.train my-table.toml --set training.steps=9000 --resume",
+            "python -m model.train model/recipes/breast-cancer.toml --out runs/again --json",
+            "torchrun --nproc-per-node 2 -m model.train my-table.toml --data-dir data",
+        ],
+        outcome=Outcome,
+        codes=(DONE, FAILED, WRONG_USE, INTERRUPTED, TERMINATED),
+    )
+    add_recipe(parser)
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of checkpoints, pictures and report (default: runs/NAME)"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in that folder exactly")
-    args = parser.parse_args(argv)
-    recipe = read_recipe(args.recipe, args.set)
-    out = args.out or Path("runs") / recipe.name
+    return parser
+
+
+def run(recipe: Recipe, data_dir: Path, out: Path, resume: bool, again: str) -> tuple[Outcome, Processes, int]:
+    """Train, or go on, to the end or a signal, from where the command ``again`` goes on.
+
+    Returns the outcome, what is left to ``finish``, and the exit code. Raises UsageError; training that diverges ends
+    the process.
+    """
     last = out / "last.pt"
-    if not args.resume and (last.exists() or (out / "best.pt").exists()):
+    if not resume and (last.exists() or (out / "best.pt").exists()):
         raise RecipeError(f"{out} already holds a run: --resume continues it, --out names another folder")
-    if args.resume and not last.exists():
+    if resume and not last.exists():
         raise RecipeError(f"--resume: {last} does not exist")
-    splits = load_splits(recipe.data, args.data_dir)
+    splits = load_splits(recipe.data, data_dir)
     recipe.check_calibration(len(splits.calibration.x))
     processes = Processes(recipe.training.device)
-    checkpoint = load_checkpoint(last) if args.resume else None
+    checkpoint = load_checkpoint(last) if resume else None
     trainer = _build(lambda: Trainer(recipe, splits, checkpoint, processes), recipe)
     keep_freed_memory()
     try:
@@ -166,15 +232,46 @@ def main(argv: list[str]) -> None:
     except DivergedError as error:
         if processes.leads:
             save_checkpoint(trainer.sound, last)
-            print(f"error: {error}", file=sys.stderr)
-        processes.finish(1)
-    if processes.leads:
-        write_report(trainer, splits, out)
-        early = complete and trainer.step < recipe.training.steps
-        outcome = "stopped early" if early else "finished" if complete else "stopped"
-        best = f"best validation {trainer.best:.4f} {trainer.unit}" if trainer.history else "not validated yet"
-        print(f"{outcome} at step {trainer.step}: {best}, {out}/best.pt")
-    processes.finish(0 if complete else 130)
+            note(f"error: {error}")
+        processes.finish(FAILED)
+    code = DONE if complete else 128 + trainer.stopped_by
+    if not processes.leads:
+        processes.finish(code)
+    note("measuring the best checkpoint, for the report")
+    report = write_report(trainer, splits, out)
+    likelihood = report["likelihood"]
+    early = complete and trainer.step < recipe.training.steps
+    export = ["python", "-m", "model.export", str(out / "best.pt"), f"{recipe.name}.pt"]
+    if data_dir != Path():
+        export += ["--data-dir", str(data_dir)]
+    outcome = Outcome(
+        name=recipe.name,
+        state="stopped early" if early else "finished" if complete else "stopped",
+        step=trainer.step,
+        steps=recipe.training.steps,
+        seconds=round(trainer.seconds, 3),
+        unit=trainer.unit,
+        validation=report["validation"],
+        split=likelihood["split"],
+        likelihood=likelihood["value"],
+        standard_error=likelihood["standard_error"],
+        warnings=report["warnings"],
+        checkpoint=str(out / "best.pt"),
+        report=str(out / "report.md"),
+        next=shlex.join(export) if complete else again,
+    )
+    return outcome, processes, code
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    args = parser().parse_args(argv)
+    recipe = read_recipe(args.recipe, args.set)
+    out = args.out or Path("runs") / recipe.name
+    again = shlex.join(["python", "-m", "model.train", *argv, *([] if args.resume else ["--resume"])])
+    outcome, processes, code = run(recipe, args.data_dir, out, args.resume, again)
+    tell(outcome, args.json)
+    processes.finish(code)
 
 
 def keep_freed_memory() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import signal
 from dataclasses import replace
 
 import torch
@@ -76,6 +77,7 @@ class Trainer:
             fused=True,
         )
         self.step, self.seconds, self.best, self.rollbacks, self.skipped = 0, 0.0, math.inf, 0, 0
+        self.stopped_by = signal.SIGINT  # what ended it before its last step, if anything did
         self._order: tuple[tuple[int, int], Tensor] = (-1, -1), torch.empty(0)
         self.history: list[dict[str, float]] = []
         self.figures: list[dict[str, float]] = []

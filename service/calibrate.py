@@ -6,16 +6,17 @@ of reproducible passes, so that they depend neither on the kind of file nor on i
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from service.artifact import Calibration, Manifest, read_records, save_artifact
 from service.catalog import open_catalog
-from service.cli import Parser, Progress, UsageError, check_output, run_command
+from service.cli import Parser, Progress, UsageError, check_output, run_command, share, tell
 from service.engine import Engine, Model
 from service.files import FileError, RowFile, open_rows
-from service.plans import finish
 from service.scorer import score_pass, scoring_key, unpack
 from service.scores import FloatArray, ScoreName, highest_normal_score, smallest_p_value
 from service.settings import settings_for
@@ -31,9 +32,7 @@ def calibrate(source: Path, data: Path, out: Path, alpha: float | None = None) -
     """
     if source.is_dir():
         raise UsageError(f"{source}: is a folder; expected one artifact")
-    check_output(out, artifact=source, data=data)
-    if alpha is not None and not 0 < alpha < 1:
-        raise UsageError(f"--alpha must be between 0 and 1, got {alpha}")
+    check_output(out, {"artifact": source, "data": data}, [".pt"])
     catalog = open_catalog(Engine(settings_for(source, plan="auto", cache_dir=None)))
     model = catalog.default
     manifest = model.manifest
@@ -43,7 +42,7 @@ def calibrate(source: Path, data: Path, out: Path, alpha: float | None = None) -
     rows = open_rows(data, manifest)
     if rows.num_rows is not None:
         _check_alpha(alpha, rows.num_rows, data)
-    finish(catalog.warm_up(reproducible_only=True))
+    catalog.prepare(reproducible_only=True)
     scores = score(model, rows)
     _check_alpha(alpha, len(scores[manifest.scoring.default]), data)
     ascending = {name: np.sort(values).tolist() for name, values in scores.items()}
@@ -77,30 +76,76 @@ def _check_alpha(alpha: float, num_rows: int, data: Path) -> None:
         raise UsageError(f"alpha must be at least {smallest!r}, 1 / ({num_rows} + 1) of {data}'s rows, got {alpha}")
 
 
-def main(argv: list[str]) -> None:
-    """Run the command."""
+@dataclass(frozen=True)
+class Outcome:
+    """What the command has come to."""
+
+    out: str
+    model: str
+    version: str
+    rows: int  # behind the new p-values
+    alpha: float
+    score: str  # the default one, of which there are
+    median: float
+    threshold: float  # scores above it are anomalies at alpha
+
+    def __str__(self) -> str:
+        return (
+            f"{self.out}: {self.model}@{self.version}, {self.rows} rows, alpha {self.alpha:g}: "
+            f"median {self.score.replace('_', ' ')} {self.median:.3f}, anomalies above {self.threshold:.3f}\n"
+            f"next: python -m service --models {shlex.quote(self.out)}"
+        )
+
+
+def parser() -> Parser:
+    """The command's arguments."""
     parser = Parser(
         "python -m service.calibrate",
-        "Recalibrate an artifact on your own normal data: the same flow, other p-values.",
-        "python -m service.calibrate service/artifacts/breast-cancer.pt normal.parquet mine.pt --alpha 0.01",
+        "Recalibrate an artifact on your own normal data: the same flow, with p-values that tell how unusual a row is "
+        "among yours.",
+        examples=[
+            "python -m service.calibrate service/artifacts/breast-cancer.pt normal.csv mine.pt",
+            "python -m service.calibrate service/artifacts/breast-cancer.pt normal.parquet mine.pt --alpha 0.01",
+        ],
+        outcome=Outcome,
     )
-    parser.add_argument("artifact", type=Path)
-    parser.add_argument("data", type=Path, help=".parquet, .csv, .npy or .npz, or a folder of PNG and JPEG images")
-    parser.add_argument("out", type=Path, help="the new artifact")
+    parser.add_argument("artifact", metavar="ARTIFACT", type=Path, help="the artifact to recalibrate, which stays")
     parser.add_argument(
-        "--alpha", type=float, help=f"share of false alarms to accept; the artifact's own, or {DEFAULT_ALPHA}"
+        "data",
+        metavar="DATA",
+        type=Path,
+        help="rows that are normal to you, and that the flow was not trained on: .parquet, .csv, .npy or .npz, or a "
+        "folder of PNG and JPEG images",
     )
-    args = parser.parse_args(argv)
+    parser.add_argument("out", metavar="OUT.pt", type=Path, help="the new artifact")
+    parser.add_argument(
+        "--alpha",
+        type=share,
+        metavar="P",
+        help=f"share of false alarms to accept, in 0..1 (default: the artifact's own, or {DEFAULT_ALPHA})",
+    )
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    args = parser().parse_args(argv)
     manifest = calibrate(args.artifact, args.data, args.out, args.alpha)
     calibration = manifest.calibration
     assert calibration is not None
     default, alpha = manifest.scoring.default, calibration.alpha
     values = calibration.arrays[default]
-    print(
-        f"{args.out}: {manifest.name}@{manifest.version}, {len(values)} rows, alpha {alpha:g}: "
-        f"median {default.replace('_', ' ')} {np.median(values):.3f}, "
-        f"anomalies above {highest_normal_score(values, alpha):.3f}"
+    outcome = Outcome(
+        out=str(args.out),
+        model=manifest.name,
+        version=manifest.version,
+        rows=len(values),
+        alpha=alpha,
+        score=default,
+        median=float(np.median(values)),
+        threshold=float(highest_normal_score(values, alpha)),
     )
+    tell(outcome, args.json)
 
 
 if __name__ == "__main__":

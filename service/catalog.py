@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from tqdm import tqdm
+
 from service.artifact import ArtifactError, digest_of, read_artifact
 from service.engine import Engine, Model
 from service.errors import ModelNotFound
@@ -79,10 +81,35 @@ class Catalog:
     def warm_up(self, alone: bool = True, reproducible_only: bool = False) -> Steps[None]:
         """Check and warm up every model that is not yet warm, in steps. Raises ArtifactError."""
         settings = self.default.engine.settings
-        deadline = time.monotonic() + (MEASURING_ONCE_S if settings.cache_dir else MEASURING_S)
+        deadline = time.monotonic() + _seconds(settings)
         for done, model in enumerate(self.models):
             left = (deadline - time.monotonic()) / (len(self.models) - done)
             yield from model.warm_up(left, alone, reproducible_only)
+
+    def prepare(self, reproducible_only: bool = False) -> None:
+        """Do the same at once; a bar on a terminal tells how much is left, at most. Raises ArtifactError."""
+        steps = self.warm_up(reproducible_only=reproducible_only)
+        settings = self.default.engine.settings
+        finish(_watched(steps, _seconds(settings), settings.workers == 1 and not reproducible_only))
+
+
+def _seconds(settings: Settings) -> float:
+    return MEASURING_ONCE_S if settings.cache_dir else MEASURING_S
+
+
+def _watched(steps: Steps[None], most_s: float, shown: bool) -> Steps[None]:
+    """The same steps, under a bar of the seconds that they may take."""
+    begun = time.monotonic()
+    with tqdm(
+        total=most_s,
+        desc="measuring how models run fastest here",
+        bar_format="{desc} {bar:20} {n:.0f} s of {total:.0f} at most",
+        leave=False,
+        disable=None if shown else True,
+    ) as bar:
+        for _ in steps:
+            bar.update(min(time.monotonic() - begun, most_s) - bar.n)
+            yield
 
 
 def read_catalog(engine: Engine, known: Catalog | None = None) -> Catalog:
@@ -101,7 +128,7 @@ def read_catalog(engine: Engine, known: Catalog | None = None) -> Catalog:
         files[path] = model
     catalog = Catalog(files, settings.default_model)
     served = ", ".join(model.reference for model in catalog.models)
-    logger.info("serving %s on %s, %d threads", served, engine.device, engine.threads)
+    logger.info("read %s for %s, %d threads", served, engine.device, engine.threads)
     return catalog
 
 
@@ -116,7 +143,7 @@ def open_catalog(engine: Engine) -> Catalog:
 def warm_catalog(settings: Settings, reproducible_only: bool = False) -> Catalog:
     """Read, check and warm up all that the settings name, here and now. Raises ArtifactError."""
     catalog = open_catalog(Engine(settings))
-    finish(catalog.warm_up(reproducible_only=reproducible_only))
+    catalog.prepare(reproducible_only)
     return catalog
 
 

@@ -22,7 +22,7 @@ from pyarrow import compute, csv, parquet
 
 from service.artifact import Signature
 from service.cells import is_readable, read_cells
-from service.cli import UsageError
+from service.cli import UsageError, check_commas, did_you_mean
 from service.codecs import arrow, image
 from service.errors import ServiceError
 from service.rows import check_shape, inputs_from_array, inputs_from_arrow
@@ -208,6 +208,7 @@ def _open_csv(path: Path, manifest: Signature, ids: Sequence[str] | None) -> Row
     parse_options = csv.ParseOptions(invalid_row_handler=skip)
     with csv.open_csv(path, read_options, parse_options) as reader:
         found = reader.schema.names
+    check_commas(path, found)
     names = _check_names(path, found, manifest)
     ids = _check_ids(path, found, names, ids)
     as_text = csv.ConvertOptions(  # a type that the first lines suggest may not fit the others
@@ -270,7 +271,8 @@ def _check_names(path: Path, found: list[str], manifest: Signature) -> list[str]
     for name in names:
         if found.count(name) != 1:
             number = "no column" if name not in found else f"{found.count(name)} columns"
-            raise FileError(f"{path}: has {number} {name!r}; {manifest.name} takes {', '.join(names)}")
+            hint = "" if name in found else did_you_mean(name, set(found) - set(names), "is it the file's")
+            raise FileError(f"{path}: has {number} {name!r}; {manifest.name} takes {', '.join(names)}{hint}")
     return names
 
 

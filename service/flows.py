@@ -22,7 +22,6 @@ from service.engine import Model, PassKey
 from service.errors import QueueFull, TooLarge, Unprocessable
 from service.metrics import Metrics
 from service.options import Dequantization, ScoreOptions
-from service.plans import finish
 from service.quota import TokenBucket
 from service.row_queue import Array, Arrays
 from service.scorer import chosen_scores, score_pass, scoring_key, unpack
@@ -71,7 +70,7 @@ class Flows:
             self._compute,
             lambda key, waiting: key.model.room(key.operation, key.reproducible, waiting),
             settings.max_queue_rows,
-            prepare=lambda: finish(self.catalog.warm_up()),
+            prepare=lambda: self.catalog.prepare(),
             observe=self._observe,
             kind=lambda key: (key.model.reference, key.operation, key.reproducible, key.scores),
         )

@@ -3,27 +3,56 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
-import sys
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
 from service.access import SCOPES, KeyEntry
-from service.cli import Parser, UsageError, run_command
+from service.cli import Parser, UsageError, note, run_command, tell
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An entry of GLOW_API_KEYS_FILE and, which is stored nowhere, its key."""
+
+    id: str
+    sha256: str
+    scopes: list[str]
+    rows_per_second: float | None
+    burst_rows: int | None
+    key: str
+
+    def __str__(self) -> str:
+        entry = {name: value for name, value in vars(self).items() if name != "key" and value is not None}
+        return "\n".join(["[[keys]]", *(f"{name} = {json.dumps(value)}" for name, value in entry.items())])
+
+
+def parser() -> Parser:
+    """The command's arguments."""
+    parser = Parser(
+        "python -m service.keys",
+        "Make an API key. Its entry for GLOW_API_KEYS_FILE goes to standard output, the key itself, this once, to "
+        "standard error.",
+        examples=[
+            "python -m service.keys pipeline >> keys.toml",
+            "python -m service.keys pipeline --scopes infer metrics --rows-per-second 5000 >> keys.toml",
+        ],
+        outcome=Outcome,
+    )
+    parser.add_argument("id", metavar="ID", help="name of the key, for the log: up to 64 of A-Z a-z 0-9 . _ -")
+    parser.add_argument("--scopes", nargs="+", choices=SCOPES, default=["infer"], help="what it may do")
+    parser.add_argument("--rows-per-second", type=float, metavar="N", help="its quota, rows per second (default: none)")
+    parser.add_argument(
+        "--burst-rows", type=int, metavar="N", help="rows that it may have at once (default: four seconds of its quota)"
+    )
+    return parser
 
 
 def main(argv: list[str]) -> None:
-    """Print the entry of GLOW_API_KEYS_FILE to the standard output, and the key itself, this once, beside it."""
-    parser = Parser(
-        "python -m service.keys",
-        "Make an API key. Its entry for GLOW_API_KEYS_FILE goes to the standard output, the key to the terminal.",
-        "python -m service.keys pipeline --scopes infer metrics --rows-per-second 5000 >> keys.toml",
-    )
-    parser.add_argument("id", help="name of the key, for the log")
-    parser.add_argument("--scopes", nargs="+", choices=SCOPES, default=["infer"], help="what it may do (infer)")
-    parser.add_argument("--rows-per-second", type=float, help="its quota; without one, it has none")
-    parser.add_argument("--burst-rows", type=int, help="rows that it may have at once (four seconds of its quota)")
-    args = parser.parse_args(argv)
+    """Print the entry of GLOW_API_KEYS_FILE to standard output, and the key itself, this once, beside it."""
+    args = parser().parse_args(argv)
     key = secrets.token_urlsafe(32)
     try:
         entry = KeyEntry(
@@ -35,12 +64,11 @@ def main(argv: list[str]) -> None:
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}") from error
-    print("[[keys]]")
-    for name, value in entry.model_dump(exclude_none=True).items():
-        shown = f'"{value}"' if isinstance(value, str) else str(value).replace("'", '"')
-        print(f"{name} = {shown}")
-    print(f"the key of {entry.id}, which is stored nowhere: {key}", file=sys.stderr)
+        where = "".join(f"{name}: " for name in first["loc"])
+        raise UsageError(f"{where}{first['msg'].removeprefix('Value error, ')}, got {first['input']!r}") from error
+    tell(Outcome(**entry.model_dump(), key=key), args.json)
+    if not args.json:
+        note(f"the key of {entry.id}, which is stored nowhere: {key}")
 
 
 if __name__ == "__main__":

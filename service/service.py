@@ -74,18 +74,25 @@ class Service:
         return self._flows is not None or self._closed
 
     @property
+    def loaded(self) -> Catalog:
+        """What is, or is to be, served."""
+        return self._catalog
+
+    @property
     def catalog(self) -> Catalog | None:
         """What is served; None where ``flows`` are not there."""
         return None if self._flows is None else self._flows.catalog
 
     async def start(self) -> None:
         """Warm the models up. Raises ArtifactError for one that does not answer rightly here."""
+        begun = time.monotonic()
         if self._make_tracer is not None:
             self.tracer = self._make_tracer()
         flows = Flows(self.settings, self._catalog, self.metrics, self.tracer)
         await flows.start()
         self._flows, self._closed = flows, False
         self._announce()
+        logger.info("ready after %.1f s", time.monotonic() - begun)
         self._has_flows.set()
 
     async def close(self) -> None:

@@ -11,12 +11,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.cli import UsageError, did_you_mean
 from service.runner import Form
 
 EMBEDDED_ARTIFACTS = Path(__file__).parent / "artifacts"
 
 
-class SettingsError(ValueError):
+class SettingsError(UsageError):
     """A setting with a wrong value; the message names its variable, the rule and the value."""
 
 
@@ -189,7 +190,8 @@ def read_settings(**overrides: object) -> Settings:
         name for name in os.environ if name.startswith("GLOW_") and name[5:].lower() not in Settings.model_fields
     ]
     if unknown:
-        raise SettingsError(f"{unknown[0]}: no such setting")
+        known = [f"GLOW_{name.upper()}" for name in Settings.model_fields]
+        raise SettingsError(f"{unknown[0]}: no such setting{did_you_mean(unknown[0], known)}")
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pytest
 
 from service.artifact import write_whole
-from service.cli import UsageError
-from service.score import command, spool
+from service.cli import SOME_REJECTED, UsageError
+from service.score import spool
 from service.score.command import main, score_file
 from service.score.targets import EngineTarget
 from tests.bulk import ANSWERS, bad_rows_of_table, read, rows_of_table
@@ -181,7 +181,7 @@ def test_killed_and_interrupted_runs_end_in_the_same_bytes(models_dir: Path, tmp
         assert rows_done() > at
         at = rows_done()
     done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == command.SOME_REJECTED, done.stderr
+    assert done.returncode == SOME_REJECTED, done.stderr
     summary = json.loads(done.stdout)
     assert (summary["rows"], summary["resumed_at"]) == (12_000, at)
     assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()

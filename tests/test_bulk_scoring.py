@@ -2,7 +2,6 @@
 
 import csv
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ import pytest
 from pyarrow import parquet
 
 from service.artifact import open_artifact, read_records, save_artifact
-from service.cli import UsageError, run_command
+from service.cli import SOME_REJECTED, UsageError, run_command
 from service.errors import Unprocessable
-from service.score import command
 from service.score.command import Summary, main, score_file
 from service.score.spool import folder_of, rejected_of
 from service.score.targets import EngineTarget
@@ -23,7 +21,6 @@ from service.scores import benjamini_hochberg
 from tests.bulk import ANSWERS, bad_rows_of_table, read, rows_of_table
 from tests.conftest import target_of, tiny_images, tiny_mixed
 from tests.test_files import TABLE, write_csv, write_folder, write_npy, write_npz, write_parquet
-from tests.test_server import ROOT
 
 
 def test_every_kind_of_file_gives_every_kind_the_same_answers_in_order_beside_its_ids(
@@ -270,7 +267,7 @@ def test_the_summary_is_for_people_and_for_programs(
     for arguments in ([], ["--json"]):
         with pytest.raises(SystemExit) as caught:
             main([str(artifact), str(source), str(out), "--reproducible", "--id", "batch", *arguments])
-        assert caught.value.code == command.SOME_REJECTED
+        assert caught.value.code == SOME_REJECTED
     sentence, line = capsys.readouterr().out.splitlines()
     summary = Summary(**json.loads(line))
     assert list(read(out)) == ["batch", *ANSWERS]
@@ -279,12 +276,3 @@ def test_the_summary_is_for_people_and_for_programs(
         f"{out}: tiny-table@{summary.version}, 18 rows scored, {summary.anomalies} anomalies at alpha 0.1, "
         f"2 rejected ({out}.rejected.csv); "
     )
-
-
-def test_the_command_runs_as_a_module_and_shows_an_example() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "service.score", "--help"], capture_output=True, text=True, timeout=120, cwd=ROOT
-    )
-    assert result.returncode == 0
-    assert "example:\n  glow-score" in result.stdout
-    assert "exit codes:" in result.stdout

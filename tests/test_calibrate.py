@@ -207,11 +207,17 @@ def test_wrong_use_ends_with_one_line_and_exit_code_2(
     data = write_npy(tiny_table().fit.x, tmp_path / "normal")
     out = tmp_path / "out.pt"
     for arguments, message in (
-        ([], "the following arguments are required: artifact, data, out (--help tells more)"),
-        ([table, data, out, "--alpha", "2"], "--alpha must be between 0 and 1, got 2.0"),
-        ([table, data, out, "--alpha", "nan"], "--alpha must be between 0 and 1, got nan"),
+        ([], "the following arguments are required: ARTIFACT, DATA, OUT.pt (--help tells more)"),
+        ([table, data, out, "--alpha", "2"], "argument --alpha: must be between 0 and 1, got 2 (--help tells more)"),
+        (
+            [table, data, out, "--alpha", "nan"],
+            "argument --alpha: must be between 0 and 1, got nan (--help tells more)",
+        ),
         ([table, tmp_path / "none.csv", out], f"{tmp_path}/none.csv: no such file or folder"),
-        ([data, data, out], f"{data}: does not end in its checksum: truncated, or not an artifact"),
+        (
+            [data, data, out],
+            f"{data}: does not end in its checksum: truncated, or not an artifact of model.export",
+        ),
         ([table.parent, data, out], f"{table.parent}: is a folder; expected one artifact"),
     ):
         monkeypatch.setattr(sys, "argv", ["calibrate", *map(str, arguments)])
@@ -231,23 +237,20 @@ def test_settings_of_a_server_do_not_stand_in_the_way_of_the_command(table: Path
     assert len(result.stdout.splitlines()) == 1
 
 
-def test_the_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    assert "example:\n  python -m service.calibrate" in capsys.readouterr().out
-
-
 def test_progress_is_told_in_lines_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("service.cli._REPORT_S", 0.0)
+    monkeypatch.setattr("service.cli.time.monotonic", iter(range(0, 600, 6)).__next__)
     for total in (10, None):
         with Progress("scored", total) as progress:
             progress.update(3)
             progress.update(4)
+            progress.update(3)
     assert capsys.readouterr().err.splitlines() == [
-        "scored 3 of 10 rows",
-        "scored 7 of 10 rows",
+        "scored 3 of 10 rows, 00:14 left",
+        "scored 7 of 10 rows, 00:05 left",
+        "scored 10 of 10 rows",
         "scored 3 rows",
         "scored 7 rows",
+        "scored 10 rows",
     ]

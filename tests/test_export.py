@@ -33,6 +33,7 @@ from service.artifact import (
 )
 from service.artifact.file import pack
 from service.catalog import find_artifacts
+from service.cli import UsageError
 from tests.conftest import divide, perturbed, tiny_images, tiny_recipe, tiny_table, train_and_export
 
 CASES: dict[str, tuple[dict[str, Any], Callable[[], Splits]]] = {
@@ -193,8 +194,10 @@ def test_exporting_is_refused_on_other_data_and_to_impossible_places(tmp_path: P
     with pytest.raises(DataError, match="not the data that the checkpoint was trained on"):
         export(checkpoint, tiny_table(404), tmp_path / "flow.pt")
     for out in (tmp_path, tmp_path / "none" / "flow.pt"):
-        with pytest.raises(ArtifactError, match="must be a file name in a folder that exists"):
+        with pytest.raises(UsageError, match="must be a file name in a folder that exists"):
             export(checkpoint, splits, out)
+    with pytest.raises(UsageError, match=r"flow\.txt: must end in \.pt"):  # which --models FOLDER would not find
+        export(checkpoint, splits, tmp_path / "flow.txt")
 
 
 def test_exporting_twice_gives_the_same_version(tmp_path: Path) -> None:

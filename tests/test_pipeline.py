@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from model import train
-from model.cli import UsageError
 from model.pipeline import main
 from model.recipe import RecipeError
 from service.artifact import open_artifact
+from service.cli import UsageError
 
 RECIPE = """
 name = "tiny"

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from model.cli import run_command
 from model.recipe import RecipeError, TrainingRecipe, parse_recipe, read_recipe
 from model.train import main, train
 from model.trainer import EVALUATION_SEED, Trainer, learning_rate, stream_of
+from service.cli import run_command
 from tests.conftest import tiny_images, tiny_recipe, tiny_table, with_training
 
 ROOT = Path(__file__).parents[1]
@@ -214,7 +214,7 @@ def test_interrupting_leaves_a_usable_checkpoint(tmp_path: Path) -> None:
         ([DIGITS, "--set=data.calibration=1.0"], "data.calibration: must be a number of rows, at least 1, or a share"),
         ([DIGITS, "--set=data.test=1"], "data.test: must be another source, a number of rows, at least 2, or a share"),
         ([DIGITS, "--out", DIGITS], "File exists"),
-        ([], "the following arguments are required: recipe"),
+        ([], "the following arguments are required: RECIPE.toml"),
         ([DIGITS, "--resume"], "last.pt does not exist"),
     ],
 )

@@ -25,7 +25,7 @@ from benchmarks.serving.forward import SIZES, forward_seconds, log_prob_of_scrip
 from benchmarks.serving.report import OURS, Reading, table
 from benchmarks.serving.servers import CACHE, REQUIREMENTS, Running, Server, glow, log_likelihoods, peer, running
 from benchmarks.serving.wrk import drive, require_wrk
-from model.cli import Parser, UsageError, run_command
+from service.cli import Parser, UsageError, run_command
 from service.machine import processor
 from service.settings import EMBEDDED_ARTIFACTS
 

@@ -216,7 +216,7 @@ def _read_whole(path: Path) -> bytes:
         raise ArtifactError(f"{path}: {error.strerror}") from error
     body, comment = data[:-_COMMENT_BYTES], data[-_COMMENT_BYTES:]
     if not comment.startswith(_COMMENT_PREFIX):
-        raise ArtifactError(f"{path}: does not end in its checksum: truncated, or not an artifact")
+        raise ArtifactError(f"{path}: does not end in its checksum: truncated, or not an artifact of model.export")
     expected, actual = comment[len(_COMMENT_PREFIX) :].decode("ascii", "replace"), hashlib.sha256(body).hexdigest()
     if actual != expected:
         raise ArtifactError(f"{path}: is damaged: its SHA-256 is {actual[:12]}..., expected {expected[:12]}...")

@@ -5,24 +5,35 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
-import json
-import math
-import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from service.cli import Parser, Progress, UsageError, check_output
+from service.cli import (
+    DONE,
+    INTERRUPTED,
+    SOME_REJECTED,
+    WRONG_USE,
+    Parser,
+    Progress,
+    UsageError,
+    check_output,
+    count,
+    note,
+    seconds,
+    share,
+    tell,
+)
 from service.files import Batch, RowFile, image_files, open_rows
 from service.flows import check_level
 from service.machine import peak_bytes
@@ -32,14 +43,11 @@ from service.score.spool import REASON, ROW, Spool, folder_of, rejected_of
 from service.score.targets import CONCURRENCY, PATIENCE_S, Array, EngineTarget, ServiceTarget, Target
 from service.scores import benjamini_hochberg_threshold
 
-SOME_REJECTED = 3  # exit code
 AHEAD = 4  # batches that wait for a free thread of the target while others are read and written
 PART_ROWS = 2**17  # of the output that are written at once, at least; a row group of Parquet
 FORMAT = "1"  # to be raised where a run of an older version cannot be continued
 
 _FLAG = "is_anomaly"
-
-Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -159,8 +167,7 @@ def _score_all(target: Target, rows: RowFile, spool: Spool) -> None:
     """Bring the spool to the end of the file; what an exception leaves of it is complete up to some row."""
     pool = ThreadPoolExecutor(target.concurrency, "score")
     try:
-        with Progress("scored", rows.num_rows) as progress:
-            progress.update(spool.rows)
+        with Progress("scored", rows.num_rows, done=spool.rows) as progress:
             for batch, answer in _answered(rows.batches(spool.rows), target, pool):
                 spool.append(batch.num_rows, _scored(batch, answer), _rejected(batch))
                 progress.update(batch.num_rows)
@@ -257,45 +264,64 @@ def _parts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(group)
 
 
-def main(argv: list[str]) -> None:
-    """Run the command; ends with exit code 3 where rows were rejected."""
+def parser() -> Parser:
+    """The command's arguments."""
     parser = Parser(
         "glow-score",
         "Score every row of a file, of any size, and write scores and p-values beside the columns that identify it. "
-        "The same command goes on where an interrupted one stopped.",
-        "glow-score service/artifacts/breast-cancer.pt patients.parquet scores.parquet --fdr 0.1\n\n"
-        "exit codes:\n  0  every row is scored\n  2  wrong use, or a file or service that fails; what is done is kept\n"
-        f"  {SOME_REJECTED}  done, but rows that the model does not take stand in OUT.rejected.csv\n"
-        "  130  interrupted; what is done is kept",
+        "The same command goes on where an interrupted one stopped; rejected rows stand in OUT.rejected.csv with the "
+        "reason.",
+        examples=[
+            "glow-score service/artifacts/breast-cancer.pt patients.csv scores.csv",
+            "glow-score service/artifacts/breast-cancer.pt patients.parquet scores.parquet --fdr 0.1 --json",
+            "glow-score service/artifacts/fashion-mnist.pt photographs/ scores.csv --scores all --alpha 0.001",
+            "glow-score http://localhost:8000 patients.csv scores.csv --model breast-cancer",
+        ],
+        outcome=Summary,
+        codes=(DONE, WRONG_USE, SOME_REJECTED, INTERRUPTED),
     )
     parser.add_argument("target", metavar="ARTIFACT_OR_URL", help="a file, or the address of a running service")
     parser.add_argument(
         "source", metavar="IN", type=Path, help=".parquet, .csv, .npy or .npz, or a folder of PNG and JPEG images"
     )
-    parser.add_argument("out", metavar="OUT", type=Path, help=f"{', '.join(SINKS)}; replaced when all is scored")
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, help=f"a file: {', '.join(SINKS)}; written, or replaced, when all is scored"
+    )
     parser.add_argument(
         "--id",
         nargs="+",
         action="extend",
         metavar="COLUMN",
-        help="columns of IN to keep; all that are not the model's",
+        help="columns of IN to keep (default: all that are not the model's)",
     )
-    parser.add_argument("--alpha", type=_share, help="flag p-values of at most this; the artifact's own")
-    parser.add_argument("--fdr", type=_share, help="flag by Benjamini-Hochberg over the whole file instead")
+    parser.add_argument(
+        "--alpha", type=share, metavar="P", help="flag p-values of at most this, in 0..1 (default: the artifact's own)"
+    )
+    parser.add_argument(
+        "--fdr", type=share, metavar="Q", help="flag by Benjamini-Hochberg at this level over the whole file instead"
+    )
     parser.add_argument("--scores", type=_scores, metavar="NAME,...", help="more scores by name, or all")
     parser.add_argument("--reproducible", action="store_true", help="same bits whatever the batches, somewhat slower")
     parser.add_argument("--restart", action="store_true", help="discard what an unfinished run has left")
-    parser.add_argument("--json", action="store_true", help="print the closing summary as JSON")
     service = parser.add_argument_group("of a running service")
-    service.add_argument("--model", help="which model; the service's default one")
-    service.add_argument("--concurrency", type=_count, help=f"requests in flight ({CONCURRENCY})")
+    service.add_argument("--model", metavar="NAME", help="which model (default: the service's own)")
+    service.add_argument("--concurrency", type=count, metavar="N", help=f"requests in flight (default: {CONCURRENCY})")
     service.add_argument(
-        "--patience", type=_seconds, dest="patience_s", metavar="S", help=f"seconds to ask again for ({PATIENCE_S:g})"
+        "--patience",
+        type=seconds,
+        dest="patience_s",
+        metavar="S",
+        help=f"seconds to ask again for (default: {PATIENCE_S:g})",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Run the command; ends with exit code 3 where rows were rejected."""
+    args = parser().parse_args(argv)
     is_url = args.target.startswith(("http://", "https://"))
     for path in (args.out, rejected_of(args.out)):
-        check_output(path, data=args.source, **({} if is_url else {"artifact": Path(args.target)}))
+        check_output(path, {"data": args.source} | ({} if is_url else {"artifact": Path(args.target)}))
     sink_of(args.out)
     target: Target
     of_service = {name: getattr(args, name) for name in ("model", "concurrency", "patience_s")}
@@ -323,9 +349,9 @@ def main(argv: list[str]) -> None:
                 restart=args.restart,
             )
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        note("interrupted; the same command goes on from here")
         raise
-    print(json.dumps(asdict(summary)) if args.json else summary)
+    tell(summary, args.json)
     if summary.rejected:
         raise SystemExit(SOME_REJECTED)
 
@@ -336,23 +362,3 @@ def _scores(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text
-
-
-def _share(text: str) -> float:
-    return _number(text, float, "between 0 and 1", lambda value: 0 < value < 1)
-
-
-def _seconds(text: str) -> float:
-    return _number(text, float, "a positive number of seconds", lambda value: 0 < value < math.inf)
-
-
-def _count(text: str) -> int:
-    return _number(text, int, "a whole number of at least 1", lambda value: value >= 1)
-
-
-def _number(text: str, kind: Callable[[str], Number], rule: str, holds: Callable[[Number], bool]) -> Number:
-    with suppress(ValueError):
-        value = kind(text)
-        if holds(value):
-            return value
-    raise argparse.ArgumentTypeError(f"must be {rule}, got {text}")

@@ -19,7 +19,6 @@ from service.engine import Engine, choose_device
 from service.flows import default_alpha
 from service.machine import available_cpus
 from service.options import score_names
-from service.plans import finish
 from service.scorer import chosen_scores, score_pass, scoring_key, unpack
 from service.scores import DEFINITIONS, p_value_column
 from service.settings import settings_for
@@ -82,7 +81,7 @@ class EngineTarget(Target):
             self.calibration = hashlib.sha256(calibration.model_dump_json().encode()).hexdigest()[:12]
 
     def prepare(self) -> None:
-        finish(self._catalog.warm_up(reproducible_only=self._key.reproducible))
+        self._catalog.prepare(self._key.reproducible)
 
     def score(self, rows: Array) -> dict[str, Array]:
         scored = unpack(self._key, score_pass(self._key, rows))
