@@ -103,17 +103,17 @@ def did_you_mean(name: str, known: Iterable[str], question: str = "did you mean"
 
 
 def check_output(out: Path, inputs: Mapping[str, Path], suffixes: Sequence[str] = ()) -> None:
-    """Raise UsageError for what is no file name in a folder that exists, has another suffix, or is one of the inputs.
+    """Raise UsageError for what is no file name in a folder that exists, is one of the inputs, or has another suffix.
 
-    These are given by what each is.
+    Inputs are given by what each is.
     """
     if not out.parent.is_dir() or out.is_dir() or not out.name:
         raise UsageError(f"{out}: must be a file name in a folder that exists")
-    if suffixes and out.suffix not in suffixes:
-        raise UsageError(f"{out}: must end in {' or '.join(suffixes)}")
     for what, path in inputs.items():
         if out.exists() and path.exists() and out.samefile(path):
             raise UsageError(f"{out}: is the {what} itself, which is not overwritten; name another file")
+    if suffixes and out.suffix not in suffixes:
+        raise UsageError(f"{out}: must end in {' or '.join(suffixes)}")
 
 
 def check_commas(path: Path, names: Sequence[str]) -> None:

@@ -190,15 +190,18 @@ def test_scores_above_the_highest_normal_one_are_the_anomalies() -> None:
             np.testing.assert_array_equal(flagged, scores > highest_normal_score(calibration, alpha))
 
 
-def test_the_last_line_says_what_was_made(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_lines_say_what_was_made_and_what_is_next(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = write_npy(tiny_table().fit.x, tmp_path / "normal")
     main([str(table), str(data), str(tmp_path / "out.pt"), "--alpha", "0.25"])
     artifact = open_artifact(tmp_path / "out.pt")
     values = values_of(artifact)
-    assert capsys.readouterr().out.splitlines()[-1] == (
+    assert capsys.readouterr().out.splitlines() == [
         f"{tmp_path / 'out.pt'}: tiny-table@{artifact.manifest.version}, 100 rows, alpha 0.25: "
-        f"median negative log likelihood {np.median(values):.3f}, anomalies above {values[-25]:.3f}"
-    )
+        f"median negative log likelihood {np.median(values):.3f}, anomalies above {values[-25]:.3f}",
+        f"next: python -m service --models {tmp_path / 'out.pt'}",
+    ]
 
 
 def test_wrong_use_ends_with_one_line_and_exit_code_2(
@@ -234,7 +237,7 @@ def test_settings_of_a_server_do_not_stand_in_the_way_of_the_command(table: Path
     command = [sys.executable, "-m", "service.calibrate", str(table), str(data), str(tmp_path / "out.pt")]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stderr) == (0, "")
-    assert len(result.stdout.splitlines()) == 1
+    assert len(result.stdout.splitlines()) == 2
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(
