@@ -12,13 +12,16 @@ LOCK = CUSTOM_COMPILE_COMMAND="make lock" .cache/pip-tools/bin/pip-compile --qui
     --no-emit-options --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --pip-args "$(PIP_ARGS)" \
     $(addprefix --unsafe-package ,glow-service torch $(CUDA_ONLY)) $(UPGRADE)
 
-.PHONY: serve test check docs format artifacts pictures lock docker-test bench-engine bench-engine-cuda \
+.PHONY: serve install test check docs format artifacts pictures lock docker-test bench-engine bench-engine-cuda \
     bench-conditioners bench-plane bench-adbench bench-why \
     bench-anomalies bench-bulk bench-drift bench-explanations bench-false-alarms bench-fold-calibration bench-json bench-serving \
     bench-overload bench-idle bench-lifecycle bench-soak clean
 
 serve: $(VENV)/.serve
 	GLOW_CACHE_DIR=$${GLOW_CACHE_DIR-.cache} $(BIN)/python -m service --port $(PORT)
+
+# What the commands need, to train too; then `. .venv/bin/activate` and, for one, `python -m model.train --help`.
+install: $(VENV)/.serve $(VENV)/.train
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
@@ -137,6 +140,7 @@ clean:
 # One stamp an extra, so that `make serve` installs no test tools and the second call installs nothing.
 # What is locked first; then torch, for whose build pip decides, and what a lock that is out of date does not have.
 $(VENV)/.%: pyproject.toml requirements/%.txt
+	@echo "installing what the extra '$*' needs into $(VENV): a minute or two, and some gigabytes for torch"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/$*.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"

@@ -172,6 +172,23 @@ def test_what_a_user_can_cause_is_one_line_and_an_exit_code(
     assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        ("-m model.train", "train"),
+        ("-m service.keys", "serve"),
+        ("-c 'from service.score.__main__ import run; run()'", "serve"),
+    ],
+)
+def test_a_command_that_is_not_installed_says_how_to_install_it(command: str, extra: str) -> None:
+    arguments = [sys.executable, "-S", *shlex.split(command)]  # without site-packages, as a bare interpreter has none
+    environment = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    install = f"pip install 'glow-service[{extra}]', or -e '.[{extra}]' in a checkout"
+    assert done.returncode == 2
+    assert done.stderr == f"error: this command needs torch, which is not installed: {install}\n"
+
+
 def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def main(_: list[str]) -> None:
         raise AssertionError("ours")
