@@ -9,7 +9,7 @@ import pytest
 from docs.pictures.__main__ import IMAGES, main, pictures
 from docs.pictures.interpolation import on_the_arc
 from docs.pictures.throughput import published
-from model.cli import UsageError
+from service.cli import UsageError
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

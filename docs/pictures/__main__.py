@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import docs.pictures
-from model.cli import Parser, UsageError, run_command
+from service.cli import Parser, UsageError, run_command
 
 IMAGES = Path(__file__).parents[1] / "images"
 
@@ -31,7 +31,7 @@ def pictures() -> dict[str, Picture]:
 
 def main(argv: list[str]) -> None:
     known = pictures()
-    parser = Parser(prog="python -m docs.pictures", description="Draw the pictures of the documentation.")
+    parser = Parser("python -m docs.pictures", "Draw the pictures of the documentation.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"by default all: {', '.join(known)}")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder that holds fashion-mnist/")
     args = parser.parse_args(argv)
