@@ -18,7 +18,8 @@ from model.detector import GlowDetector, train_side_by_side
 from model.trainer import Trainer
 from service import headers
 from service.app import create_app
-from service.artifact import ArtifactError, open_artifact, within_tolerance
+from service.artifact import open_artifact, within_tolerance
+from service.cli import UsageError
 from service.client import Busy, GlowClient
 from service.detector_client import RemoteDetector
 from service.oip import codec
@@ -251,7 +252,7 @@ def check_remote_frames_and_errors(service: httpx.Client, of_frame: GlowDetector
 def test_a_detector_is_saved_under_a_name_that_can_be_served(by_folds: GlowDetector, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"GlowDetector.save: name: .*, got 'My Table'"):
         by_folds.save(tmp_path / "My Table.pt")
-    with pytest.raises(ArtifactError, match="must be a file name in a folder that exists"):
+    with pytest.raises(UsageError, match="must be a file name in a folder that exists"):
         by_folds.save(tmp_path / "none" / "table.pt")
     assert not list(tmp_path.iterdir())
 

@@ -24,7 +24,7 @@ def test_a_run_whose_weights_are_ruined_goes_back_and_finishes(
         out = tmp_path / str(ruin)
         assert train(trainer, out)
         assert (trainer.step, trainer.rollbacks) == (80, 1)
-        assert "going back to step 20, learning rate halved" in capsys.readouterr().out
+        assert "going back to step 20, learning rate halved" in capsys.readouterr().err
         assert [entry["step"] for entry in trainer.history] == [20, 40, 60, 80]
         assert abs(trainer.history[-1]["validation"] - trainer.history[1]["validation"]) < 1
         assert load_checkpoint(out / "last.pt").rollbacks == 1
