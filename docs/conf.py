@@ -26,7 +26,8 @@ exclude_patterns = ["pictures"]
 
 html_theme = "furo"
 html_title = f"Glow service {version}"
-html_static_path: list[str] = []
+html_static_path = ["_static"]
+html_css_files = ["formulas.css"]
 html_show_sourcelink = False
 html_math_renderer = "mathml"
 

@@ -6,7 +6,7 @@ from typing import Any
 from sphinx.application import Sphinx
 
 _LITERAL = re.compile(r"(``.*?``)", re.DOTALL)
-_MARKUP = re.compile(r"[*|\\]|`|(?<=\w)_(?=\W|$)")
+_MARKUP = re.compile(r"[*|\\@]|`|(?<=\w)_(?=\W|$)")
 _KEPT = re.compile(r"^(\s*(?:[\w, ]+:|\*)(?=\s))", re.MULTILINE)  # names of parameters, napoleon's; bullets
 _FIELD = re.compile(r"^(:ivar \w*?)\\?_:")
 
