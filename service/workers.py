@@ -75,7 +75,7 @@ def taken_port(settings: Settings) -> Iterator[socket.socket]:
         except OSError as error:
             text = f"cannot listen on {settings.host} port {settings.port}: {error.strerror}"
             if error.errno == errno.EADDRINUSE:
-                text += "; another program does: choose another port by --port or GLOW_PORT (make serve: PORT=)"
+                text += "; choose another by --port or GLOW_PORT (make serve: PORT=)"
             raise SettingsError(text) from error
         yield bound
 
@@ -124,7 +124,6 @@ class _Server(uvicorn.Server):
             super().handle_exit(sig, frame)
             return
         logger.info("draining for %g s (GLOW_DRAIN_DELAY_S)", self._delay_s)
-        self._captured_signals.append(sig)
         self._service.draining = True
         self._drain_until = time.monotonic() + self._delay_s
         # Answers from now on ask for another connection, which whoever balances the load opens elsewhere.

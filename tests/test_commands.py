@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -285,3 +287,23 @@ def test_a_bar_is_shown_on_a_terminal_alone(
     with cli.Progress("scored", 10) as progress:
         progress.update(10, "all is well")
     assert "scored" in capsys.readouterr().err
+
+
+def test_an_address_without_its_scheme_is_told_from_a_file() -> None:
+    with pytest.raises(UsageError, match="localhost:8000: is no file; the address of a service begins with http://"):
+        score.main(["localhost:8000", "rows.csv", "scores.csv"])
+
+
+def test_what_answers_at_an_address_and_is_no_service_is_told_so() -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        with pytest.raises(UsageError, match="this is no Glow service, or not the address of its root"):
+            score.main([f"http://127.0.0.1:{other.server_port}", "rows.csv", "scores.csv"])
+        other.shutdown()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -320,6 +321,8 @@ def main(argv: list[str]) -> None:
     """Run the command; ends with exit code 3 where rows were rejected."""
     args = parser().parse_args(argv)
     is_url = args.target.startswith(("http://", "https://"))
+    if not is_url and re.fullmatch(r"[\w.-]+:\d+/?", args.target) and not Path(args.target).exists():
+        raise UsageError(f"{args.target}: is no file; the address of a service begins with http://")
     for path in (args.out, rejected_of(args.out)):
         check_output(path, {"data": args.source} | ({} if is_url else {"artifact": Path(args.target)}))
     sink_of(args.out)

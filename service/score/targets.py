@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from service.artifact import Signature
 from service.catalog import open_catalog
 from service.cli import UsageError
-from service.client import GlowClient, GlowError, InvalidRequest
+from service.client import GlowClient, GlowError, InvalidRequest, NotFound
 from service.engine import Engine, choose_device
 from service.flows import default_alpha
 from service.machine import available_cpus
@@ -124,7 +124,9 @@ class ServiceTarget(Target):
         try:
             about = self._client.model(model, timeout=patience_s)
         except GlowError as error:
-            raise TargetError(f"{self._url}: {error}") from error
+            elsewhere = isinstance(error, NotFound) and error.request_id is None
+            hint = "; this is no Glow service, or not the address of its root" if elsewhere else ""
+            raise TargetError(f"{self._url}: {error}{hint}") from error
         try:
             self.signature = Signature.model_validate(
                 {key: about[key] for key in Signature.model_fields if key in about}
