@@ -28,6 +28,7 @@ class Selection:
 
     label_column: str | None = None  # csv, parquet: a column that is not a feature
     normal_label: int | None = None  # only rows with this label
+    ignored: list[str] = field(default_factory=list)  # csv, parquet: more columns that are not features
     categorical: list[str] = field(default_factory=list)  # columns of numbers that are names of categories
     known: Mapping[str, list[str]] | None = None  # only these columns, in this order, each with its categories if any
     shuffle_seed: int | None = None  # None: the source's own order

@@ -57,6 +57,7 @@ class DataRecipe(_Table):
     validation: Annotated[int | float, _part(1)]  # rows that decide which checkpoint is best
     calibration: Annotated[int | float, _part(1)]  # rows that calibrate the exported scores; never trained on
     label_column: str | None = None  # csv, parquet: a column that is not a feature
+    ignored: list[str] = []  # csv, parquet: more of them, such as the id of a row
     categorical: list[str] = []  # columns of numbers that are names; those of text are categorical anyway
     normal_label: int | None = None  # train, validate, calibrate and test on rows with this label only
     split_seed: int = Field(0, ge=0)
@@ -202,7 +203,8 @@ class Splits:
 def load_splits(recipe: DataRecipe, data_dir: Path) -> Splits:
     """Load a recipe's data and divide it; the parts of one source are views of one array. Raises DataError."""
     wanted = Selection(recipe.label_column, recipe.normal_label)
-    data = load(recipe.train, data_dir, replace(wanted, categorical=recipe.categorical, shuffle_seed=recipe.split_seed))
+    of_train = replace(wanted, categorical=recipe.categorical, ignored=recipe.ignored, shuffle_seed=recipe.split_seed)
+    data = load(recipe.train, data_dir, of_train)
     total = len(data.x)
     num_test = _num_rows(recipe.test, total, 2) if isinstance(recipe.test, int | float) else 0
     ends = [_num_rows(recipe.validation, total, 1)]

@@ -132,8 +132,9 @@ def _columns(table: Table, wanted: Selection) -> tuple[list[str], list[str]]:
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise DataError(f"{table.name}: two columns are named {twice[0]!r}")
-    columns = [name for name in names if name != wanted.label_column] if wanted.known is None else list(wanted.known)
-    asked = [*columns, *wanted.categorical, *([wanted.label_column] if wanted.label_column is not None else [])]
+    others = [*wanted.ignored, *([wanted.label_column] if wanted.label_column is not None else [])]
+    columns = [name for name in names if name not in others] if wanted.known is None else list(wanted.known)
+    asked = [*columns, *wanted.categorical, *others]
     for name in asked:
         if name not in names:
             raise DataError(f"{table.name}: no column {name!r}; it has {', '.join(names)}{did_you_mean(name, names)}")
@@ -149,7 +150,8 @@ def _is_categorical(table: Table, name: str, wanted: Selection) -> bool:
     if known is not False and any(is_kind(type_) for is_kind in _TEXT):
         return True
     if not any(is_kind(type_) for is_kind in _NUMBERS):
-        raise DataError(f"{table.name}: column {name!r} is of type {type_}; expected numbers")
+        hint = "; data.ignored leaves columns out" if wanted.known is None else ""
+        raise DataError(f"{table.name}: column {name!r} is of type {type_}; expected numbers{hint}")
     return name in wanted.categorical if known is None else known
 
 

@@ -1,5 +1,6 @@
 """Tables from files: one table whatever the file, categories by name, and every unusable value named."""
 
+import datetime as dt
 import math
 import os
 import subprocess
@@ -194,6 +195,13 @@ def test_numbers_become_names_where_the_recipe_says_so(tmp_path: Path) -> None:
         assert data.x.tolist() == [[0.0, 1.0], [2.0, 0.0], [1.0, 1.0]]
 
 
+def test_columns_that_are_ignored_are_no_features_whatever_they_hold(tmp_path: Path) -> None:
+    columns = {"id": ["a", "b", "c"], "x": [1.0, 2.0, 3.0], "when": [dt.date(2026, 1, 1)] * 3, "y": [4.0, 5.0, 6.0]}
+    for suffix in (".csv", ".parquet"):
+        data = load(write(tmp_path / f"a{suffix}", columns), tmp_path, Selection(ignored=["when", "id"]))
+        assert (data.columns, data.x.tolist()) == (["x", "y"], [[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]])
+
+
 def test_categories_are_those_of_all_rows_of_the_wanted_label(tmp_path: Path) -> None:
     source = write(tmp_path / "a.parquet", {"color": ["a", "b", "c"], "x": [1.0, 2.0, 3.0], "label": [0, 1, 1]})
     data = load(source, tmp_path, Selection(label_column="label", normal_label=1))
@@ -319,6 +327,8 @@ def test_an_empty_cell_of_text_is_missing(tmp_path: Path, cell: str) -> None:
     [
         (lambda: Selection(label_column="none"), "no column 'none'; it has x, y"),
         (lambda: Selection(categorical=["none"]), "no column 'none'; it has x, y"),
+        (lambda: Selection(ignored=["none"]), "no column 'none'; it has x, y"),
+        (lambda: Selection(ignored=["x", "y"]), "holds no columns"),
         (lambda: Selection(normal_label=1), "normal_label = 1, but the data carry no labels"),
         (lambda: Selection(label_column="y", normal_label=7), "no row is labelled 7"),
     ],
