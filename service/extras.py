@@ -18,6 +18,6 @@ def require(extra: str, *modules: str) -> None:
 def is_command(package: str) -> bool:
     """Whether ``python -m`` is on its way to a module of a package, which asks while it is imported.
 
-    Until that module is found, ``sys.argv[0]`` is "-m".
+    Until that module is found, ``sys.argv`` is "-m" and the module's arguments, before which its name was given.
     """
-    return sys.argv[:1] == ["-m"] and any(f"{word}.".startswith(f"{package}.") for word in sys.orig_argv)
+    return sys.argv[:1] == ["-m"] and f"{sys.orig_argv[-len(sys.argv)]}.".startswith(f"{package}.")

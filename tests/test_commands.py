@@ -191,6 +191,14 @@ def test_a_command_that_is_not_installed_says_how_to_install_it(command: str, ex
     assert done.stderr == f"error: this command needs torch, which is not installed: {install}\n"
 
 
+def test_a_program_that_imports_the_packages_is_no_command_of_theirs(tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__init__.py").write_text("import model, service")
+    (tmp_path / "app" / "main.py").touch()
+    arguments = [sys.executable, "-S", "-m", "app.main", "service", "model.train"]
+    subprocess.run(arguments, env={"PYTHONPATH": f"{ROOT}:{tmp_path}"}, check=True, timeout=60)
+
+
 def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def main(_: list[str]) -> None:
         raise AssertionError("ours")
