@@ -11,9 +11,9 @@ import inspect
 import math
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from functools import wraps
 from itertools import islice
+from queue import SimpleQueue
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx
@@ -225,21 +225,35 @@ class GlowClient(_Client[httpx.Client]):
             return self._failure(error)
 
     def _do_together(self, together: Together) -> None:
-        jobs = together.jobs
         ending = threading.Event()
+        ended: SimpleQueue[int | BaseException] = SimpleQueue()
+
+        def work(job: Steps[int]) -> None:
+            try:
+                ended.put(self._do(job, ending))
+            except BaseException as error:
+                ended.put(error)
+
+        def begin(num: int) -> int:
+            """Begin so many of the jobs that are left; returns how many there were."""
+            # As daemons: when the call is over, not even the end of the program waits for requests that nobody needs.
+            threads = [threading.Thread(target=work, args=(job,), daemon=True) for job in islice(together.jobs, num)]
+            for thread in threads:
+                thread.start()
+            return len(threads)
+
         self._groups.add(ending)
-        pool = ThreadPoolExecutor(together.concurrency, "glow-client")
         try:
-            running = {pool.submit(self._do, job, ending) for job in islice(jobs, together.concurrency)}
+            running = begin(together.concurrency)
             while running:
-                ended, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    together.done(future.result())
-                    running |= {pool.submit(self._do, job, ending) for job in islice(jobs, 1)}
+                result = ended.get()
+                if isinstance(result, BaseException):
+                    raise result
+                together.done(result)
+                running += begin(1) - 1
         finally:
             ending.set()
             self._groups.discard(ending)
-            pool.shutdown(wait=False, cancel_futures=True)  # nobody waits for requests that nobody needs
 
 
 class AsyncGlowClient(_Client[httpx.AsyncClient]):
