@@ -112,7 +112,8 @@ class _Client(Generic[Http]):
         }
         left_s = send.deadline.left_s
         if left_s < math.inf:  # else as the client of httpx has it
-            about["timeout"] = httpx.Timeout(left_s, connect=min(left_s, CONNECT_S))
+            own = self._http.timeout.as_dict().items()
+            about["timeout"] = httpx.Timeout(**{name: left_s if s is None else min(left_s, s) for name, s in own})
         return about
 
     def _failure(self, error: httpx.HTTPError | str) -> ConnectionFailed:

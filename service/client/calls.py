@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -248,7 +247,7 @@ class Calls:
 
     def _deadline(self, timeout: float | None) -> Deadline:
         timeout = self._timeout if timeout is None else timeout
-        return Deadline(None if timeout == math.inf else timeout, self._clock)
+        return Deadline(timeout, self._clock)
 
     def _json(self, method: str, path: str, deadline: Deadline, *members: str) -> Steps[dict[str, Any]]:
         """A JSON object that has these members, all of them text."""

@@ -32,6 +32,7 @@ from service.client.errors import (
 )
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 60.0  # between tries; the first at most so long, twice that after each
+FOREVER_S = 1e9  # what is more than that, no system waits for
 TOLD_PAUSE_S = 2.0  # a wait that somebody who watches should know of
 MAX_TIMEOUT_MS = 999_999_999  # that the header can say
 
@@ -86,7 +87,7 @@ class Deadline:
     def __init__(self, timeout_s: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         if timeout_s is not None and not timeout_s > 0:
             raise InvalidRequest(f"timeout must be a positive number of seconds, got {timeout_s}")
-        self.timeout_s = math.inf if timeout_s is None else timeout_s
+        self.timeout_s = math.inf if timeout_s is None or timeout_s > FOREVER_S else timeout_s
         self._clock = clock
         self._end = clock() + self.timeout_s
 
@@ -142,10 +143,10 @@ class Asking:
             if pause_s is None:
                 pause_s = self.uniform(0.0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(attempt, 16)))
             left_s = deadline.left_s
+            if left_s and (attempt == self.retries or (pause_s > LONGEST_PAUSE_S and left_s == math.inf)):
+                raise fault
             if pause_s >= left_s:
                 raise deadline.exceeded(fault) from fault
-            if attempt == self.retries or (pause_s > LONGEST_PAUSE_S and left_s == math.inf):
-                raise fault
             if pause_s >= TOLD_PAUSE_S:
                 logger.warning("%s: asking again in %.0f s", fault.message, pause_s)
             yield Pause(pause_s)
@@ -175,5 +176,5 @@ def _retry_after_s(answer: Answer) -> float | None:
         return float(text)
     try:
         return max(0.0, (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
