@@ -65,6 +65,7 @@ async def test_all_operations_answer_as_the_routes(ask: Ask, client: httpx.Async
 
 async def test_answers_are_plain_writable_arrays_and_columns_of_a_frame(ask: Ask) -> None:
     scores = await ask("log_likelihood", ROWS[:4], model=TABLE, scores=["typicality"])
+    assert (await ask("log_likelihood", ROWS[:4], model=TABLE, scores=[])).scores == {}
     frame = pd.DataFrame(scores.columns())
     assert [*frame] == [
         *("log_likelihood", "bits_per_dim", "score", "p_value", "is_anomaly", "typicality", "p_value_typicality")
@@ -146,8 +147,9 @@ async def test_a_seed_gives_the_same_samples_however_many_and_however_cut(ask: A
     again = await ask("sample", 9, model=TABLE, seed=drawn.seed)
     np.testing.assert_array_equal(drawn.samples, again.samples)
     assert len(np.unique(drawn.samples, axis=0)) == 9
-    with pytest.raises(InvalidRequest, match="n must be at least 1"):
-        await ask("sample", 0)
+    for n in (0, 2.5, np.nan):
+        with pytest.raises(InvalidRequest, match="n must be a whole number of at least 1, got "):
+            await ask("sample", n)
 
 
 async def test_noise_belongs_to_the_row_of_the_call(ask: Ask) -> None:

@@ -1,13 +1,17 @@
 """What the client makes of interrupts, of settings without bounds, and of answers that are none of a Glow service."""
 
+import json
 import subprocess
 import sys
+from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
-from service.client import Busy, DeadlineExceeded, GlowClient
-from tests.test_client_steps import LOST, asked, refusal
+from service import headers
+from service.client import AsyncGlowClient, Busy, ConnectionFailed, DeadlineExceeded, GlowClient, ServiceFailed
+from tests.test_client_steps import LOST, asked, of, refusal
 
 INTERRUPTED = """
 import threading
@@ -62,3 +66,64 @@ def test_an_exchange_takes_no_longer_than_the_deadline_and_than_a_connection_may
         assert told[-1]["read"] == (None if silence is None else pytest.approx(silence, abs=1))
         assert (told[-1]["connect"] or 1000) == pytest.approx(min(own.connect or 1000, timeout), abs=1)
     assert GlowClient()._http.timeout == httpx.Timeout(300, connect=10)
+
+
+def of_tensors(**changes: Any) -> httpx.Response:
+    """An answer to one row whose first tensor, and what stands beside it, is changed."""
+    tensors: list[dict[str, Any]] = [
+        {"name": name, "datatype": "FP64", "shape": [1], "parameters": {"binary_data_size": 8}}
+        for name in ("log_likelihood", "bits_per_dim")
+    ]
+    members = {"outputs": tensors, "model_version": "v"}
+    for name, value in changes.items():
+        (members if name in ("parameters", "outputs") else tensors[0])[name] = value
+    head = json.dumps(members).encode()
+    return httpx.Response(200, headers={headers.JSON_SIZE: str(len(head))}, content=head + bytes(16))
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, text=DEEP),
+        httpx.Response(500, text=DEEP),
+        httpx.Response(200, text=DEEP, headers={headers.JSON_SIZE: str(len(DEEP))}),
+        of_tensors(shape=[10**30]),
+        of_tensors(shape=[]),
+        of_tensors(shape=[-1]),
+        of_tensors(shape=None),
+        of_tensors(name="score"),
+        of_tensors(datatype="TEXT"),
+        of_tensors(datatype=[]),
+        of_tensors(parameters=["none"]),
+        of_tensors(outputs=[]),
+        of_tensors(outputs=[0]),
+    ],
+)
+def test_any_other_answer_is_the_fault_of_who_gave_it(answer: httpx.Response) -> None:
+    client = GlowClient(of(lambda _: answer), model="m@v", max_rows=1)
+    for rows in (1, 2):
+        with pytest.raises(ServiceFailed):
+            client.log_likelihood(np.zeros((rows, 1)), fdr=0.5)
+    if not answer.headers.get(headers.JSON_SIZE):
+        with pytest.raises(ServiceFailed):
+            client.models()
+
+
+def test_rates_of_false_discoveries_need_p_values() -> None:
+    client = GlowClient(of(lambda _: of_tensors()), model="m@v", max_rows=1)
+    with pytest.raises(ServiceFailed, match="the answer lacks 'p_value'"):
+        client.log_likelihood(np.zeros((2, 1)), fdr=0.5)
+
+
+async def test_connections_that_their_owner_has_closed_are_told() -> None:
+    http = httpx.Client(base_url="http://glow")
+    http.close()
+    with pytest.raises(ConnectionFailed, match=r"^http://glow: the client is closed$"):
+        GlowClient(http).models()
+    twin = httpx.AsyncClient(base_url="http://glow")
+    await twin.aclose()
+    with pytest.raises(ConnectionFailed, match=r"^http://glow: the client is closed$"):
+        await AsyncGlowClient(twin).models()

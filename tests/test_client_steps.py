@@ -190,6 +190,7 @@ def test_a_client_is_wrong_from_the_start() -> None:
         ({"service": "localhost:8000"}, "must begin with http:// or https://"),
         ({"service": "http://a:b"}, "must be a URL"),
         ({"service": httpx.Client()}, "must begin with"),
+        ({"service": "http://"}, "must begin with"),
         ({"concurrency": 0}, "concurrency must be at least 1"),
         ({"max_rows": 0}, "max_rows must be at least 1"),
         ({"api_key": "secret\n"}, "^api_key must be printable ASCII without spaces around it$"),

@@ -82,8 +82,10 @@ class _Client(Generic[Http]):
             self._http = self._connect(service) if isinstance(service, str) else service
         except httpx.InvalidURL as error:
             raise InvalidRequest(f"the address of a service must be a URL: {error}") from error
-        if self._http.base_url.scheme not in ("http", "https"):
-            raise InvalidRequest(f"the address of a service must begin with http:// or https://, got {self.address!r}")
+        if self._http.base_url.scheme not in ("http", "https") or not self._http.base_url.host:
+            raise InvalidRequest(
+                f"the address of a service must begin with http:// or https:// and its host, got {self.address!r}"
+            )
 
     @property
     def address(self) -> str:
@@ -99,7 +101,7 @@ class _Client(Generic[Http]):
         raise NotImplementedError
 
     def _refuse_closed(self, is_closed: bool) -> None:
-        if is_closed:
+        if is_closed or self._http.is_closed:
             raise ConnectionFailed(f"{self.address}: the client is closed", "closed")
 
     def _request(self, send: Send) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Calls:
 
         Raises GlowError.
         """
-        named = scores if scores is None or isinstance(scores, str) else ",".join(scores)
+        named = scores if scores is None or isinstance(scores, str) else ",".join(scores) or None
         options = {"alpha": alpha, "fdr": fdr, "guarantee": guarantee, "scores": named}
         switches = {"explain": explain, "reproducible": reproducible}
         options |= {name: True for name, wanted in switches.items() if wanted}
@@ -107,9 +107,9 @@ class Calls:
         answer = yield from self._of_rows(call, "x", x)
         arrays, said = answer.arrays, answer.parameters
         is_anomaly = arrays.get("is_anomaly")
-        if fdr is not None and call.num_answers > 1:
-            is_anomaly = benjamini_hochberg(arrays["p_value"], fdr)
         try:
+            if fdr is not None and call.num_answers > 1:
+                is_anomaly = benjamini_hochberg(arrays["p_value"], fdr)
             return Scores(
                 log_likelihood=arrays["log_likelihood"],
                 bits_per_dim=arrays["bits_per_dim"],
@@ -179,8 +179,8 @@ class Calls:
         the first four of n = 10,000, and ``first`` = 4 goes on behind them. Without a seed one is drawn and returned.
         ``temperature`` scales the latent noise; the model's own if None. Errors as of ``log_likelihood``.
         """
-        if n < 1:
-            raise InvalidRequest(f"n must be at least 1, got {n}")
+        if not n >= 1 or n % 1:
+            raise InvalidRequest(f"n must be a whole number of at least 1, got {n}")
         seed = random_seed() if seed is None else seed
         call = _Call(self, ".sample", model, timeout, progress, {"seed": seed, "temperature": temperature})
         call.first, call.offset = "first", first
@@ -254,7 +254,7 @@ class Calls:
         answer = yield from self._asking.ask(method, path, deadline)
         try:
             about = json.loads(answer.content)
-        except ValueError:
+        except (ValueError, RecursionError):
             about = None
         if not isinstance(about, dict) or not all(isinstance(about.get(name), str) for name in members):
             raise ServiceFailed(f"{path} is not that of a Glow service", status=answer.status)
@@ -373,7 +373,7 @@ class Calls:
         read = tensors.read(answer)
         call.version = read.version
         call.is_pinned = True
-        if any(len(array) != stop - start for name, array in read.arrays.items() if name != "seed"):
+        if any(array.shape[:1] != (stop - start,) for name, array in read.arrays.items() if name != "seed"):
             raise ServiceFailed(f"{call.path} answers other than {stop - start} rows", status=answer.status)
         return read
 

@@ -162,7 +162,7 @@ def error_of(answer: Answer) -> GlowError | None:
     try:
         body = json.loads(answer.content)
         error = kind(str(body["error"]), body.get("code"), status, body.get("request_id"))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         phrase = httpx.codes.get_reason_phrase(status)
         error = kind(phrase or f"status {status}", phrase.lower().replace(" ", "_") or None, status)
     error.retry_after_s = _retry_after_s(answer)

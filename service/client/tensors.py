@@ -63,6 +63,6 @@ def read(answer: Answer) -> Tensors:
             dtype, shape = ANSWERED[tensor["datatype"]], tensor["shape"]
             arrays[tensor["name"]] = np.frombuffer(answer.content, dtype, math.prod(shape), start).reshape(shape)
             start += tensor["parameters"]["binary_data_size"]
-        return Tensors(arrays, members.get("parameters", {}), members["model_version"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return Tensors(arrays, dict(members.get("parameters", {})), str(members["model_version"]))
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise ServiceFailed("the answer holds something else than tensors", status=answer.status) from error
