@@ -37,6 +37,8 @@ class Frame:
         Frame(),
         pd.DataFrame({"size": [Decimal("2.5"), 3], "color": ["red", "blue"]}),
         pd.DataFrame({"size": [2.5, 3], "color": pd.Categorical(["red", "blue"]), "when": pd.Timestamp(0)}),
+        pd.DataFrame({"size": [2.5, 3], "color": [1, 0], "columns": 0, "column_names": 0}),
+        pa.RecordBatch.from_pydict({"color": ["red", "blue"], "size": [2.5, 3]}),
         pa.table({"color": [1, 0], "size": pa.array([2.5, 3], pa.float32())}),
         [{"size": 2.5, "color": "red", "other": None}, {"color": 0, "size": 3}],
         [["red", 2.5], ["blue", 3]],
@@ -61,7 +63,8 @@ def test_columns_are_found_by_name_and_categories_by_name_or_code(x: Any) -> Non
         (pa.table({"color": ["red", None], "size": [1, 2]}), r"^x\[1\]\['color'\] must be one of blue, red, got None"),
         (pa.table({"color": ["red"], "size": ["1.5"]}), r"^x\[0\]\['size'\] must be a number, got '1.5'"),
         (pd.DataFrame({"color": [1], "size": pd.Timestamp(0)}), r"^x\['size'\] must be numbers, got datetime64"),
-        (pd.DataFrame([[1, 2, 3]], columns=["color", "size", "size"]), "^x has no single column 'size'"),
+        (pd.DataFrame([[1, 2, 3]], columns=["color", "size", "size"]), "^x has more than one column 'size'$"),
+        (pa.table([[1], [2], [3]], names=["color", "size", "size"]), "^x has more than one column 'size'$"),
         ([["red", 1, 2]], r"^x must be of shape \(N, 2\) for model m, got \(1, 3\)"),
         (["red"], r"^x must be of shape \(N, 2\) for model m, got \(1,\)"),
     ],
@@ -89,3 +92,7 @@ def test_arrays_of_numbers_go_as_they_are() -> None:
             numbers_of(wrong, "x")
     with pytest.raises(InvalidRequest, match=r"^x must be an array, a data frame or a list of records: "):
         numbers_of([[1, 2], [3]], "x")
+    hidden = np.ma.masked_equal([[1.0, 2.0]], 2)
+    with pytest.raises(InvalidRequest, match="^x has masked values; every value must be there$"):
+        numbers_of(hidden, "x")
+    np.testing.assert_array_equal(numbers_of(hidden[:, :1], "x"), [[1]])

@@ -22,6 +22,8 @@ def numbers_of(x: Any, name: str) -> Array | None:  # noqa: ANN401 (whatever a c
     """
     if _column_names(x) is not None or _are_records(x):
         return None
+    if np.ma.is_masked(x):
+        raise InvalidRequest(f"{name} has masked values; every value must be there")
     try:
         array = np.asarray(x)
     except (ValueError, TypeError) as error:
@@ -54,10 +56,10 @@ def table_of(x: Any, about: Mapping[str, Any], name: str) -> Array:  # noqa: ANN
     found = _column_names(x)
     if found is not None:
         _check_names(name, names, found, model)
+        for column in names:
+            if found.count(column) > 1:
+                raise InvalidRequest(f"{name} has more than one column {column!r}")
         values = [np.asarray(x[column]) for column in names]
-        for column, array in zip(names, values, strict=True):
-            if array.ndim != 1:
-                raise InvalidRequest(f"{name} has no single column {column!r} of one value a row")
     elif _are_records(x):
         for i, record in enumerate(x):
             if not isinstance(record, Mapping):
@@ -77,9 +79,8 @@ def table_of(x: Any, about: Mapping[str, Any], name: str) -> Array:  # noqa: ANN
 
 def _column_names(x: Any) -> list[Any] | None:  # noqa: ANN401
     """Names of a data frame's columns: of pandas, polars, pyarrow and all that have the same attributes."""
-    names = getattr(x, "column_names", None)
-    if names is None:
-        names = getattr(x, "columns", None)
+    # By the class, as frames of pandas have their columns as attributes, too.
+    names = x.column_names if hasattr(type(x), "column_names") else getattr(x, "columns", None)
     return None if names is None else list(names)
 
 
