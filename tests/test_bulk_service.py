@@ -175,12 +175,12 @@ def test_what_is_no_such_service_or_changes_is_named(
 ) -> None:
     with monkeypatch.context() as patches:
         patches.setattr(targets, "HELLO_S", 0.1)
-        with pytest.raises(TargetError, match=r"http://127\.0\.0\.1:9: no answer within 0\.1 s: "):
-            ServiceTarget("http://127.0.0.1:9")
+        with pytest.raises(TargetError, match=r"^no answer within 0\.1 s: http://127\.0\.0\.1:9: [^/@]*$"):
+            ServiceTarget("http://user:password@127.0.0.1:9")
     for address, model, message in (
-        (url, "other", "no model 'other'; served are tiny-images"),
+        (url, "other", f"^{url}: no model 'other'; served are tiny-images"),
         (f"{url}/livez", None, "/livez: Not Found"),
-        ("http://a:b", None, "http://a:b: the address"),
+        ("http://a:b", None, "^the address of a service must be a URL: Invalid port: 'b'$"),
     ):
         with pytest.raises(TargetError, match=message):
             ServiceTarget(address, model)

@@ -105,11 +105,10 @@ class ServiceTarget(Target):
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.concurrency = concurrency
-        self._url = url.rstrip("/")
         try:
-            self._client = GlowClient(self._url, timeout=patience_s, retries=None, concurrency=1, max_rows=2**14)
+            self._client = GlowClient(url, timeout=patience_s, retries=None, concurrency=1, max_rows=2**14)
         except InvalidRequest as error:
-            raise TargetError(f"{self._url}: {error}") from error
+            raise TargetError(str(error)) from error
         try:
             self._read_signature(model, min(patience_s, HELLO_S))
         except BaseException:
@@ -126,7 +125,7 @@ class ServiceTarget(Target):
         except GlowError as error:
             elsewhere = isinstance(error, NotFound) and error.request_id is None
             hint = "; this is no Glow service, or not the address of its root" if elsewhere else ""
-            raise TargetError(f"{self._url}: {error}{hint}") from error
+            raise self._failure(error, hint) from error
         try:
             self.signature = Signature.model_validate(
                 {key: about[key] for key in Signature.model_fields if key in about}
@@ -135,7 +134,7 @@ class ServiceTarget(Target):
             self.alpha = None if calibration is None else float(calibration["alpha"])
             self.num_calibration = None if calibration is None else int(calibration["rows"])
         except (ValidationError, KeyError, TypeError, ValueError) as error:
-            raise TargetError(f"{self._url}: has no model of a Glow service") from error
+            raise TargetError(f"{self._client.address}: has no model of a Glow service") from error
         self.calibration = "none"
         if calibration is not None:  # its threshold and its summary tell the scores that it has
             text = json.dumps(calibration, sort_keys=True)
@@ -149,9 +148,14 @@ class ServiceTarget(Target):
                 rows, model=reference, scores=self._scores, reproducible=self._reproducible
             )
         except GlowError as error:
-            raise TargetError(f"{self._url}: {error}") from error
+            raise self._failure(error) from error
         # Without is_anomaly, which is of the request alone and follows from p_value.
         return {name: column for name, column in scored.columns().items() if name in self.answers}
+
+    def _failure(self, error: GlowError, hint: str = "") -> TargetError:
+        """An error that tells which service it is of, once."""
+        address, text = self._client.address, f"{error}{hint}"
+        return TargetError(text if address in text else f"{address}: {text}")
 
     def close(self) -> None:
         self._client.close()
