@@ -22,7 +22,7 @@ class RemoteDetector:
 
     Parameters:
         service: its address, an httpx.Client with that ``base_url``, or a GlowClient, with the patience that it has.
-        model: name of the model; the service's default one if None.
+        model: NAME or NAME@VERSION; a GlowClient's own, or the service's default, if None.
         retries: times that a busy service (429, 503) is asked again, by a client that is made here.
 
     Attributes: ``model``, ``alpha``, ``approximate_``, ``threshold_``, ``offset_``, as of the detector.
@@ -36,6 +36,7 @@ class RemoteDetector:
         self._client = service if isinstance(service, GlowClient) else GlowClient(service, retries=retries)
         manifest = self._client.model(model)
         self.model: str = manifest["name"] if model is None else model
+        self._reference = model
         if "calibration" not in manifest:
             raise InvalidRequest(f"model {self.model} is not calibrated, so it cannot tell outliers")
         calibration = manifest["calibration"]
@@ -78,7 +79,7 @@ class RemoteDetector:
 
     def _scored(self, X: object) -> tuple[FloatArray, FloatArray]:
         """Scores and p-values, (N,) each."""
-        scores = self._client.log_likelihood(X, model=self.model)
+        scores = self._client.log_likelihood(X, model=self._reference)
         if scores.score is None or scores.p_value is None:
             raise InvalidRequest(f"model {self.model} is not calibrated any more, so it cannot tell outliers")
         return scores.score, scores.p_value

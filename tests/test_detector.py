@@ -265,10 +265,12 @@ CALIBRATION = {
 }
 
 
-def stub(answers: list[httpx.Response]) -> httpx.Client:
-    """A service that describes its model, then gives these answers."""
+def stub(answers: list[httpx.Response], paths: list[str] | None = None) -> httpx.Client:
+    """A service that describes its model, then gives these answers; ``paths`` are what it was asked for."""
 
     def handle(request: httpx.Request) -> httpx.Response:
+        if paths is not None:
+            paths.append(request.url.path)
         if request.url.path == "/models":
             return httpx.Response(200, json={"default": "m"})
         about = {"name": "m", "calibration": CALIBRATION}
@@ -295,6 +297,14 @@ def test_a_busy_service_is_asked_again_when_it_says(monkeypatch: pytest.MonkeyPa
     assert waited == [3, 7]
     with pytest.raises(Busy, match="Too Many Requests"):
         RemoteDetector(stub([httpx.Response(429)] * 3), retries=2).predict(np.zeros((1, 3)))
+
+
+def test_the_version_that_a_client_is_bound_to_is_kept_to() -> None:
+    paths: list[str] = []
+    detector = RemoteDetector(GlowClient(stub([scores(4.0)], paths), model="m@1234"))
+    assert detector.model == "m"
+    assert detector.predict(np.zeros((1, 3))).tolist() == [1]
+    assert paths == ["/models/m@1234", "/v2/models/m/versions/1234/infer"]
 
 
 def test_an_error_of_what_stands_before_the_service_is_told_by_its_status() -> None:
