@@ -138,6 +138,7 @@ class _Server(uvicorn.Server):
         while select.select(sockets or [], [], [], 0)[0]:  # the loop accepts one a turn
             await asyncio.sleep(0)
         await super().shutdown(sockets)
+        self._captured_signals.clear()  # which uvicorn raises again, to end a process that has nothing left to do
 
     async def on_tick(self, counter: int) -> bool:
         if time.monotonic() >= self._drain_until:
