@@ -75,8 +75,8 @@ class Parser(argparse.ArgumentParser):
             )
 
     def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
-        hint = did_you_mean(unknown, self._option_string_actions) if unknown != message.split()[0] else ""
+        _, found, unknown = message.partition("unrecognized arguments: ")
+        hint = did_you_mean(unknown.partition(" ")[0], self._option_string_actions) if found else ""
         raise UsageError(f"{message}{hint} (--help tells more)")
 
 
@@ -123,8 +123,12 @@ def check_commas(path: Path, names: Sequence[str]) -> None:
 
 
 def tell(outcome: DataclassInstance, as_json: bool) -> None:
-    """Print what a command has come to, for a person or as one JSON object on a line."""
-    print(json.dumps(dataclasses.asdict(outcome), allow_nan=False) if as_json else outcome, flush=True)
+    """Print what a command has come to, for a person or as one JSON object on a line, null for what is not finite."""
+    if as_json:
+        values = json.loads(json.dumps(dataclasses.asdict(outcome)), parse_constant=lambda _: None)
+        print(json.dumps(values), flush=True)
+    else:
+        print(outcome, flush=True)
 
 
 def note(text: str) -> None:

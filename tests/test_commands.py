@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import pty
 import re
@@ -13,6 +14,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,7 +24,7 @@ import pytest
 from model import evaluate, export, pipeline, train
 from service import __main__ as server
 from service import calibrate, cli, keys
-from service.cli import EXIT_CODES, Parser, UsageError, did_you_mean, run_command
+from service.cli import EXIT_CODES, Parser, UsageError, did_you_mean, run_command, tell
 from service.score import command as score
 from tests.conftest import tiny_table
 from tests.test_pipeline import RECIPE
@@ -134,6 +136,16 @@ def test_what_a_program_reads_is_one_object_and_nothing_else(project: Path, caps
     assert both["artifact"] == {**exported, "version": both["artifact"]["version"], "bytes": both["artifact"]["bytes"]}  # type: ignore[index]
 
 
+def test_a_figure_that_is_not_finite_is_null_to_a_program(capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass(frozen=True)
+    class Outcome:
+        worst: float
+        figures: list[float]
+
+    tell(Outcome(math.nan, [1.5, math.inf]), as_json=True)
+    assert capsys.readouterr().out == '{"worst": null, "figures": [1.5, null]}\n'
+
+
 def test_a_person_is_told_the_next_command(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = project / "elsewhere"
     folder.mkdir()
@@ -239,6 +251,7 @@ def test_a_typo_of_a_name_is_answered_with_the_name(
     assert text.endswith("unknown key 'model.num_step'; did you mean 'model.num_steps'?")
     text = line(evaluate.main, "tiny.pt", "rows.npy", "--drawz", "3")
     assert text == "error: unrecognized arguments: --drawz 3; did you mean '--draws'? (--help tells more)"
+    assert line(server.main, "") == "error: unrecognized arguments: (--help tells more)"
     monkeypatch.setenv("GLOW_POTR", "9000")
     assert line(server.main) == "error: GLOW_POTR: no such setting; did you mean 'GLOW_PORT'?"
     monkeypatch.delenv("GLOW_POTR")
