@@ -187,7 +187,10 @@ class GlowClient(_Client[httpx.Client]):
     wait_until_ready = _sync(Calls.wait_until_ready)
 
     def close(self) -> None:
-        """Close the connections, but for those of a client that was given; calls under way in other threads end."""
+        """Close the connections, but for those of a client that was given.
+
+        Calls under way in other threads end with the answer that they wait for, and those that pause at once.
+        """
         self._ending.set()
         for group in list(self._groups):
             group.set()
