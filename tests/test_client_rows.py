@@ -93,6 +93,6 @@ def test_arrays_of_numbers_go_as_they_are() -> None:
     with pytest.raises(InvalidRequest, match=r"^x must be an array, a data frame or a list of records: "):
         numbers_of([[1, 2], [3]], "x")
     hidden = np.ma.masked_equal([[1.0, 2.0]], 2)
-    with pytest.raises(InvalidRequest, match="^x has masked values; every value must be there$"):
+    with pytest.raises(InvalidRequest, match=r"^x has masked values; every value must be there$"):
         numbers_of(hidden, "x")
     np.testing.assert_array_equal(numbers_of(hidden[:, :1], "x"), [[1]])
