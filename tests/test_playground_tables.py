@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,10 +54,9 @@ def as_csv(records: list[dict[str, object]], delimiter: str = ",") -> str:
     return text.getvalue()
 
 
-def give(page: Page, text: str, name: str = "rows.csv") -> None:
-    page.get_by_label("Choose a CSV file").set_input_files(
-        {"name": name, "mimeType": "text/csv", "buffer": text.encode()}
-    )
+def give(page: Page, text: str | bytes, name: str = "rows.csv") -> None:
+    content = text.encode() if isinstance(text, str) else text
+    page.get_by_label("Choose a CSV file").set_input_files({"name": name, "mimeType": "text/csv", "buffer": content})
 
 
 def table(page: Page) -> list[list[str]]:
@@ -134,7 +134,7 @@ def test_a_file_comes_back_scored_worst_rows_first(page: Page, url: str) -> None
     scores = [float(row[2]) for row in shown]
     assert scores == pytest.approx([answer["score"][i] for i in worst], rel=1e-3)
     assert scores == sorted(scores, reverse=True)
-    assert shown[0][5] == f'row "{int(shown[0][0]) - 1}", new'
+    assert shown[0][6] == f'row "{int(shown[0][0]) - 1}", new'
     page.get_by_role("region", name="Scored rows").get_by_role("button").first.click()
     wait_for_score(page, max(answer["score"]))  # the row is in the form
 
@@ -190,6 +190,8 @@ def test_rows_that_the_model_does_not_take_are_named_and_all_rows_can_be_saved(p
     ("text", "why"),
     [
         ("color,size\nred,1\n", "columns are missing that the model needs: count, fixed, copy"),
+        ("color,size,count,fixed,copy,size\nred,1,2,7,1,3\n", "columns that the model needs are there twice: size"),
+        ('count,color,size,fixed,copy,note\n1,red,1,7,1,"open\n', "A quote is opened in row 1 and not closed"),
         ("", "has no rows"),
         ("count,color,size,fixed,copy\n", "has no rows"),
     ],
@@ -209,3 +211,63 @@ def test_the_example_file_can_be_scored_as_it_is(page: Page, tmp_path: Path) -> 
     download.value.save_as(path)
     page.get_by_label("Choose a CSV file").set_input_files(path)
     expect(page.get_by_role("status").filter(has_text="rows scored")).to_contain_text("54 rows scored")
+
+
+def test_a_file_may_be_of_any_spreadsheet(page: Page, url: str) -> None:
+    records = [record(i) | {"size": 1.5 + i, "copy": 1.5 + i} for i in range(3)]
+    expected = sorted(ask(url, records)["score"], reverse=True)
+    text = as_csv(records, "\t").replace('row ""', 'r\u00f6w ""')
+    for content in (
+        text.encode("utf-16"),
+        text.encode("latin-1"),
+        b"\xef\xbb\xbf" + text.encode(),
+        text.replace("\r\n", "\r").encode(),
+        re.sub(r"(\d)\.(\d)", r"\1,\2", text).encode(),
+    ):
+        give(page, content)
+        expect(page.get_by_role("status").filter(has_text="3 rows scored")).to_be_visible()
+        shown = table(page)
+        assert [float(row[2]) for row in shown] == pytest.approx(expected, rel=1e-3)
+        assert {row[6] for row in shown} == {f'r\u00f6w "{i}", new' for i in range(3)}
+
+
+def test_a_row_of_more_cells_than_the_header_is_not_scored_as_another(page: Page) -> None:
+    give(page, "color,size,count,fixed,copy\nred,1,5,2,7,1,5\nred,1,2,7,1,,\n")
+    expect(page.get_by_role("status").filter(has_text="1 rows scored, 0 flagged, 1 refused")).to_be_visible()
+    page.get_by_text("Rows that the model does not take").click()
+    expect(page.get_by_text("Row 1: has 7 cells, the header 5")).to_be_visible()
+
+
+def test_only_the_last_file_counts_and_none_after_stop_or_another_model(page: Page) -> None:
+    def begin(num: int) -> None:
+        page.route(
+            "**/log-likelihood", lambda route: route.continue_() if "explain" in str(route.request.post_data) else None
+        )
+        give(page, as_csv([record(i) for i in range(num)]), "slow.csv")
+        expect(page.get_by_role("progressbar", name="Scoring rows")).to_be_visible()
+
+    summary = page.get_by_role("region", name="Score a file").get_by_role("status")
+    begin(9)
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("progressbar")).to_be_hidden()
+    expect(summary).to_have_text("Stopped. No row was kept.")
+    begin(9)
+    page.unroute_all()
+    give(page, as_csv([record(i) for i in range(4)]), "quick.csv")
+    expect(summary).to_contain_text("quick.csv: 4 rows scored")
+    begin(9)
+    page.get_by_label("Model").select_option("tiny-table")
+    expect(page.get_by_label("color")).to_have_count(0)
+    expect(page.get_by_role("progressbar")).to_be_hidden()
+    page.unroute_all()
+    wait_for_result(page)
+    expect(summary).to_be_empty()
+    expect(page.get_by_role("alert")).to_be_empty()
+
+
+def test_a_row_that_is_not_whole_has_no_result(page: Page) -> None:
+    page.get_by_label("count").fill("")
+    for shown in (page.get_by_text("p-value"), page.get_by_role("img", name="Histogram")):
+        expect(shown).to_be_hidden()
+    page.get_by_label("count").fill("3")
+    expect(page.get_by_text("p-value")).to_be_visible()

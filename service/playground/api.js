@@ -1,17 +1,18 @@
 // The service: requests with a key, arrays as .npy, patience while it is busy.
 
-import { byId, pause, say, unsay } from "./dom.js";
+import { Problem, byId, pause, say, unsay } from "./dom.js";
 import * as npy from "./npy.js";
 
 const TRIES = 6; // of a request that a busy service refuses
-const LONGEST_WAIT = 10; // seconds between two
-const CONNECTION = "connection"; // whose messages are of it
+const LONGEST_WAIT = 60; // seconds between two
+const GONE = "The service does not answer. It may have stopped, or the network is down.";
+const FOREIGN = "What answers is not the service: something between may have answered in its place.";
 
-/** An answer that is none: its status (0: no answer at all), the service's code, and whether the user was told. */
-export class ServiceError extends Error {
-  constructor(message, status, code = "", told = false) {
+/** An answer that is none, and its status; 0: no answer of the service at all. */
+export class ServiceError extends Problem {
+  constructor(message, status) {
     super(message);
-    Object.assign(this, { status, code, told });
+    Object.assign(this, { status, passing: status === 0 || status >= 429 });
   }
 }
 
@@ -25,7 +26,7 @@ export const key = {
  * Ask the service and return its Response. `json` or `array`, {shape, data}, is what is posted.
  * A busy service is asked again after the time that it names. Throws ServiceError.
  */
-export async function ask(path, { query = {}, json, array, signal } = {}) {
+async function ask(path, { query = {}, json, array, signal } = {}) {
   const headers = {};
   if (key.get()) headers["x-api-key"] = key.get();
   if (json) headers["content-type"] = "application/json";
@@ -34,43 +35,42 @@ export async function ask(path, { query = {}, json, array, signal } = {}) {
   const body = json ? JSON.stringify(json) : array && npy.write(array);
   const search = new URLSearchParams(query).toString();
   const waiting = {}; // the owner of what is said meanwhile
-  for (let attempt = 1; ; attempt++) {
-    let response;
-    try {
-      response = await fetch(search ? `${path}?${search}` : path, { method, headers, body, signal });
-    } catch (error) {
-      if (signal?.aborted) throw error;
-      const text = "The service does not answer. It may have stopped, or the network is down.";
-      say(text, CONNECTION, { label: "Try again", run: () => location.reload() });
-      throw new ServiceError(text, 0, "", true);
-    }
-    if (response.ok) {
-      unsay(waiting);
-      unsay(CONNECTION);
-      return response;
-    }
-    const { error = response.statusText, code = "", request_id: id = "" } = await response.json().catch(() => ({}));
-    if ((response.status === 429 || response.status === 503) && attempt < TRIES) {
+  try {
+    for (let attempt = 1; ; attempt++) {
+      const response = await received(fetch(search ? `${path}?${search}` : path, { method, headers, body, signal }), signal);
+      if (response.ok) return response;
+      const { status } = response;
+      const { error = `The service answers ${status} ${response.statusText}`.trim(), code, request_id: id } =
+        await response.json().catch(() => ({}));
+      if ((status !== 429 && status !== 503) || attempt === TRIES) {
+        if (status === 401 || status === 403) byId("key-form").hidden = false;
+        throw new ServiceError(status >= 500 && id ? `${error} (${code}, request ${id})` : error, status);
+      }
       const wait = Math.min(Number(response.headers.get("retry-after")) || 1, LONGEST_WAIT);
-      const why = response.status === 429 ? "The service is busy" : "The service is not ready";
-      say(`${why}: ${error}. Asking again in ${wait} s.`, waiting);
+      say(`The service is ${status === 429 ? "busy" : "not ready"}: ${error}. Asking again in ${wait} s.`, waiting);
       await pause(wait, signal);
-      continue;
     }
-    const needsKey = response.status === 401 || response.status === 403;
-    const text = response.status >= 500 ? `${error} (${code}, request ${id})` : error;
-    const told = needsKey || response.status >= 429; // what no other input would change
-    if (needsKey) byId("key-form").hidden = false;
-    if (told) say(text, CONNECTION);
-    throw new ServiceError(text, response.status, code, told);
+  } finally {
+    unsay(waiting);
+  }
+}
+
+/** What a step of a request gives. Throws ServiceError where the connection broke, or what came was not the service's. */
+async function received(step, signal) {
+  try {
+    return await step;
+  } catch (error) {
+    throw signal?.aborted ? error : new ServiceError(error instanceof SyntaxError ? FOREIGN : GONE, 0);
   }
 }
 
 /** As ask, for an answer in JSON. */
-export const askJson = async (path, options) => (await ask(path, options)).json();
+export async function askJson(path, options) {
+  return received((await ask(path, options)).json(), options?.signal);
+}
 
 /** As ask, for an answer that is one array: {shape, data}. */
 export async function askArray(path, { query, ...options }) {
   const response = await ask(path, { query: { ...query, format: "npy" }, ...options });
-  return npy.read(await response.arrayBuffer());
+  return received(response.arrayBuffer().then(npy.read), options.signal);
 }

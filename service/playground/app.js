@@ -1,7 +1,7 @@
 // The page: which model, with which key, and the view of its kind.
 
-import { ServiceError, askJson, key } from "./api.js";
-import { byId, latest, park, showFacts, showValue } from "./dom.js";
+import { askJson, key } from "./api.js";
+import { byId, latest, park, say, showFacts, showValue, stopAll } from "./dom.js";
 import * as images from "./images.js";
 import * as tables from "./tables.js";
 
@@ -12,9 +12,12 @@ const SEEDS = 1e6; // that a person may want to note down
 let model;
 
 const showModel = latest(async (signal, reference) => {
-  model = { ...(await askJson(`models/${encodeURIComponent(reference)}`, { signal })), reference };
-  byId("description").textContent = model.description;
+  const chosen = { ...(await askJson(`models/${encodeURIComponent(reference)}`, { signal })), reference };
+  await views[chosen.kind].show(chosen, signal);
+  model = chosen;
   const { test } = model;
+  document.title = `${reference} - Glow playground`;
+  byId("description").textContent = model.description;
   showFacts(byId("facts"), [
     ["Version", model.version],
     ["Input", model.kind === "image" ? `${model.shape.join(" x ")} pixels` : `${model.shape[0]} columns`],
@@ -29,40 +32,43 @@ const showModel = latest(async (signal, reference) => {
   for (const section of sections) section.hidden = false;
   temperature.value = model.temperature;
   temperature.dispatchEvent(new Event("input"));
-  await views[model.kind].show(model, signal);
-  await sample();
-});
+  sample();
+}, { busy: "main" });
 
 const sample = latest(async (signal) => {
   const { temperature, seed, n } = form.elements;
   const options = { n: Number(n.value), temperature: Number(temperature.value), seed: Number(seed.value) };
   const answer = await askJson("sample", { json: { model: model.reference, ...options }, signal });
   views[model.kind].showSamples(byId("sampled"), answer);
-});
+}, { busy: "sampled" });
 
 const start = latest(async (signal) => {
   const { default: standard, models } = await askJson("models", { signal });
-  const references = models.map(({ name, version, answers_for_name: bare }) => (bare ? name : `${name}@${version}`));
-  picker.replaceChildren(...references.map((reference) => new Option(reference)));
-  const wanted = new URLSearchParams(location.search).get("model");
-  picker.value = references.includes(wanted) ? wanted : standard;
+  const options = models.map(({ name, version, answers_for_name: bare }) =>
+    Object.assign(new Option(bare ? name : `${name}@${version}`), { names: [bare && name, `${name}@${version}`] }));
+  picker.replaceChildren(...options);
+  const wanted = new URLSearchParams(location.search).get("model") ?? standard;
+  const known = options.find(({ names }) => names.includes(wanted));
+  picker.value = known?.value ?? standard;
   byId("key-form").hidden = !key.get();
   showModel(picker.value);
+  if (!known) say(`This service has no model ${wanted}; below is ${picker.value}.`, picker);
 });
 
 picker.addEventListener("change", () => {
   history.replaceState(null, "", `?model=${encodeURIComponent(picker.value)}`);
+  stopAll();
   showModel(picker.value);
 });
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  key.set(byId("key").value.trim());
+  key.set(byId("key").value);
+  stopAll();
   start();
 });
 byId("key").value = key.get();
-window.addEventListener("unhandledrejection", (event) => {
-  if (event.reason instanceof ServiceError) event.preventDefault(); // was shown
-});
+for (const kind of ["dragover", "drop"]) // else a browser leaves the page for a file that misses its place
+  window.addEventListener(kind, (event) => event.dataTransfer.types.includes("Files") && event.preventDefault());
 showValue(form.elements.temperature);
 form.addEventListener("submit", (event) => (event.preventDefault(), sample()));
 byId("new-seed").addEventListener("click", () => {

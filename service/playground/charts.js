@@ -2,12 +2,13 @@
 
 import { number, svg } from "./dom.js";
 
-const WIDTH = 400, HEIGHT = 130, TOP = 26, BOTTOM = 18;
+const LEAST_WIDTH = 240, MOST_WIDTH = 576, HEIGHT = 134, TOP = 30, BOTTOM = 18;
 
 /** Draw the calibration scores of a model, its threshold, and where `score` falls. */
 export function histogram(container, { histogram: { edges, counts }, threshold, rows }, score, what) {
   const low = edges[0], high = edges.at(-1), width = high - low || 1;
-  const x = (value) => 8 + (WIDTH - 16) * Math.min(1, Math.max(0, (value - low) / width));
+  const wide = Math.min(MOST_WIDTH, Math.max(LEAST_WIDTH, container.clientWidth)); // so that text keeps its size
+  const x = (value) => 8 + (wide - 16) * Math.min(1, Math.max(0, (value - low) / width));
   const y = (count) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - count / Math.max(...counts));
   const bars = counts.map((count, i) =>
     svg("rect", {
@@ -17,19 +18,17 @@ export function histogram(container, { histogram: { edges, counts }, threshold, 
     }));
   const line = (kind, value, from) => svg("line", { class: kind, x1: x(value), x2: x(value), y1: from, y2: HEIGHT - BOTTOM });
   const text = (value, where, top, anchor) => svg("text", { x: where, y: top, "text-anchor": anchor }, value);
-  const side = (value) => (x(value) > WIDTH / 2 ? "end" : "start");
+  const side = (value) => (x(value) > wide / 2 ? "end" : "start");
   const label = `${score < low ? "\u2190 " : ""}${what} ${number(score)}${score > high ? " \u2192" : ""}`; // drawn at an end
-  container.replaceChildren(svg("svg", {
-    viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img",
-    "aria-label": `Histogram of the scores of ${rows} held-out normal inputs, between ${number(low)} and ${number(high)}. ` +
-      `Above ${number(threshold)} they are anomalies. The score of ${what} is ${number(score)}.`,
-  },
+  container.replaceChildren(svg("svg", { viewBox: `0 0 ${wide} ${HEIGHT}`, role: "img" },
+  svg("title", {}, `Histogram of the scores of ${rows} held-out normal inputs, between ${number(low)} and ${number(high)}. ` +
+    `Above ${number(threshold)} they are anomalies. The score of ${what} is ${number(score)}.`),
   ...bars,
-  svg("line", { class: "axis", x1: 8, x2: WIDTH - 8, y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM }),
-  line("threshold", threshold, TOP), line("marker", score, 14),
-  text(label, x(score), 10, side(score)),
-  text(number(low), 8, HEIGHT - 4, "start"), text(number(high), WIDTH - 8, HEIGHT - 4, "end"),
-  text(`threshold ${number(threshold)}`, x(threshold), 22, side(threshold))));
+  svg("line", { class: "axis", x1: 8, x2: wide - 8, y1: HEIGHT - BOTTOM, y2: HEIGHT - BOTTOM }),
+  line("threshold", threshold, TOP), line("marker", score, 15),
+  text(label, x(score), 11, side(score)),
+  text(number(low), 8, HEIGHT - 4, "start"), text(number(high), wide - 8, HEIGHT - 4, "end"),
+  text(`threshold ${number(threshold)}`, x(threshold), 26, side(threshold))));
 }
 
 /** Draw a bar of `share`, between 0 and 1. */

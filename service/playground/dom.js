@@ -37,14 +37,19 @@ export function number(value) {
 /** A share as people read it. */
 export const percent = (share) => `${Number((100 * share).toPrecision(2))} %`;
 
+/** What people are told went wrong; any other error is a defect of this page. `passing`: it may be gone when tried again. */
+export class Problem extends Error {
+  passing = false;
+}
+
 let owner = null; // whose message is shown
 
-/** Show a message until the same owner clears it; with an action, a button offers to do it. */
-export function say(text, of, action) {
+/** Show a message until the same owner clears it; with `again`, a button offers to try again. */
+export function say(text, of, again) {
   owner = of;
   const message = byId("message");
   message.replaceChildren(text);
-  if (action) message.append(el("button", { type: "button", onclick: action.run }, action.label));
+  if (again) message.append(el("button", { type: "button", onclick: again }, "Try again"));
 }
 
 /** Take away the message of an owner. */
@@ -55,31 +60,57 @@ export function unsay(of) {
 /** Wait. Rejects when the signal aborts. */
 export function pause(seconds, signal) {
   return new Promise((resolve, reject) => {
+    signal?.throwIfAborted();
     const timer = setTimeout(resolve, 1000 * seconds);
     signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)));
   });
 }
 
+const running = new Set(); // AbortControllers
+
+/** Abort every action, and take away what was said of them. */
+export function stopAll() {
+  for (const controller of running) controller.abort();
+  unsay(owner);
+}
+
 /**
  * Make a function whose newest call aborts those before it, `delay` seconds after it was called; so does its `stop()`.
- * `action` is given an AbortSignal and the arguments; what it throws is shown.
+ * `action` is given an AbortSignal and the arguments; a Problem that it throws is shown. Meanwhile the element with the
+ * id `busy` is marked so.
  */
-export function latest(action, delay = 0) {
-  let controller = null;
+export function latest(action, { delay = 0, busy } = {}) {
+  let newest = null;
+  const stop = () => {
+    newest?.abort();
+    if (busy) byId(busy).ariaBusy = "false";
+  };
   const run = async (...given) => {
-    controller?.abort();
-    const { signal } = (controller = new AbortController());
+    stop();
+    const controller = (newest = new AbortController()), { signal } = controller;
+    running.add(controller);
+    if (busy) byId(busy).ariaBusy = "true";
     try {
       if (delay) await pause(delay, signal);
       await action(signal, ...given);
       unsay(action);
     } catch (error) {
       if (signal.aborted) return;
-      if (!error.told) say(error.message, action);
-      if (!error.status && !error.told) throw error; // a defect of this page
+      say(error.message, action, error.passing && (() => (unsay(action), run(...given))));
+      if (!(error instanceof Problem)) throw error;
+    } finally {
+      running.delete(controller);
+      if (busy && newest === controller) byId(busy).ariaBusy = "false";
     }
   };
-  return Object.assign(run, { stop: () => controller?.abort() });
+  return Object.assign(run, { stop });
+}
+
+/** Bring the part of the page with this heading into view, and go on there with the keyboard. */
+export function goTo(heading) {
+  heading.tabIndex = -1;
+  heading.focus({ preventScroll: true });
+  heading.scrollIntoView();
 }
 
 /** Let files be chosen in an input, dropped on an element, and pasted where `pastes()` says so. */
@@ -100,9 +131,9 @@ export function onFile(input, target, take, pastes = () => false) {
   });
 }
 
-/** Show the value of a range beside it, as `text` writes it. */
+/** Show the value of a range in the element behind it, as `text` writes it. */
 export function showValue(range, text = (value) => value) {
-  const show = () => (range.nextElementSibling.value = text(range.value));
+  const show = () => (range.nextElementSibling.textContent = range.ariaValueText = text(range.value));
   range.addEventListener("input", show);
   show();
 }

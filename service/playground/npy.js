@@ -11,8 +11,9 @@ export function write({ shape, data }) {
   return new Blob([Uint8Array.of(0x93), "NUMPY\x01\x00", Uint16Array.of(length), about.padEnd(length - 1), "\n", data]);
 }
 
-/** Read {shape, data} of floats. */
+/** Read {shape, data} of floats. Throws SyntaxError for what is no such file. */
 export function read(buffer) {
+  if (buffer.byteLength < 10 || new Uint8Array(buffer)[0] !== 0x93) throw new SyntaxError("this is no array");
   const length = new DataView(buffer).getUint16(8, true);
   const about = new TextDecoder().decode(new Uint8Array(buffer, 10, length));
   const type = TYPES[/'descr': '([^']+)'/.exec(about)[1]];
