@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from service.client import rows, tensors
 from service.client.answers import Codes, Outputs, Samples, Scores
+from service.client.call import Call, Progress
 from service.client.errors import GlowError, InvalidRequest, NotFound, NotNow, ServiceFailed, TooLarge, VersionGone
 from service.client.steps import Answer, Asking, Deadline, Pause, Send, Steps, Together, error_of
 from service.client.tensors import Tensors
@@ -22,7 +23,6 @@ from service.noise import random_seed
 from service.scores import DEFINITIONS, ScoreName, benjamini_hochberg, p_value_column
 
 Array = npt.NDArray[Any]
-Progress = Callable[[int, int], None]  # rows done, rows in all
 READY_PAUSE_S = 0.2  # between questions whether a service is ready
 
 
@@ -99,7 +99,7 @@ class Calls:
         options |= {name: True for name, wanted in switches.items() if wanted}
         if dequantization is not None:
             options |= {"dequantization_samples": dequantization, "dequantization_seed": dequantization_seed}
-        call = _Call(self, "", model, timeout, progress, options)
+        call = Call(self._deadline(timeout), "", model, progress, options)
         if dequantization is not None:
             call.first = "dequantization_first"
             call.weight = 1 + max(0, dequantization)
@@ -138,7 +138,7 @@ class Calls:
         progress: Progress | None = None,
     ) -> Steps[Codes]:
         """Latent code of each row, and its log-likelihood. Arguments and errors as of ``log_likelihood``."""
-        call = _Call(self, ".encode", model, timeout, progress, {"reproducible": True} if reproducible else {})
+        call = Call(self._deadline(timeout), ".encode", model, progress, {"reproducible": True} if reproducible else {})
         answer = yield from self._of_rows(call, "x", x)
         try:
             return Codes(answer.arrays["z"], answer.arrays["log_likelihood"], call.name, answer.version)
@@ -155,7 +155,7 @@ class Calls:
         progress: Progress | None = None,
     ) -> Steps[Outputs]:
         """Input of each latent code z (N, D), the inverse of ``encode``. Errors as of ``log_likelihood``."""
-        call = _Call(self, ".decode", model, timeout, progress, {"reproducible": True} if reproducible else {})
+        call = Call(self._deadline(timeout), ".decode", model, progress, {"reproducible": True} if reproducible else {})
         answer = yield from self._of_rows(call, "z", z)
         try:
             return Outputs(answer.arrays["x"], call.name, answer.version)
@@ -182,7 +182,7 @@ class Calls:
         if not n >= 1 or n % 1:
             raise InvalidRequest(f"n must be a whole number of at least 1, got {n}")
         seed = random_seed() if seed is None else seed
-        call = _Call(self, ".sample", model, timeout, progress, {"seed": seed, "temperature": temperature})
+        call = Call(self._deadline(timeout), ".sample", model, progress, {"seed": seed, "temperature": temperature})
         call.first, call.offset = "first", first
 
         def parts(start: int, stop: int) -> dict[str, Array]:
@@ -271,7 +271,7 @@ class Calls:
             assert name is not None
         return name
 
-    def _of_rows(self, call: _Call, name: str, x: object) -> Steps[Tensors]:
+    def _of_rows(self, call: Call, name: str, x: object) -> Steps[Tensors]:
         """Answers to all rows that x has, of a ``call`` of which they are the input ``name``."""
         array = rows.numbers_of(x, name)
         if array is None:
@@ -283,7 +283,7 @@ class Calls:
         most = min(self._max_rows // call.weight, self._max_bytes // max(1, row_bytes))
         return (yield from self._answers(call, len(array), max(1, most), lambda start, stop: {name: array[start:stop]}))
 
-    def _pin(self, call: _Call) -> Steps[dict[str, Any]]:
+    def _pin(self, call: Call) -> Steps[dict[str, Any]]:
         """Ask what the model is, so that one version answers all of the call."""
         path = yield from self._path(call.reference, call.deadline)
         about = yield from self._json("GET", path, call.deadline, "name", "version")
@@ -291,7 +291,7 @@ class Calls:
         return about
 
     def _answers(
-        self, call: _Call, num: int, most: int, parts: Callable[[int, int], dict[str, Array]]
+        self, call: Call, num: int, most: int, parts: Callable[[int, int], dict[str, Array]]
     ) -> Steps[Tensors]:
         """Answers to rows 0 to num, asked for in parts of at most so many rows."""
         if not call.name:
@@ -348,7 +348,7 @@ class Calls:
             raise ServiceFailed("the answers to parts of the rows do not fit together") from error
         return answers[0]._replace(arrays=arrays)
 
-    def _piece(self, call: _Call, start: int, stop: int, inputs: dict[str, Array]) -> Steps[Tensors]:
+    def _piece(self, call: Call, start: int, stop: int, inputs: dict[str, Array]) -> Steps[Tensors]:
         """The answer to rows start to stop."""
         version = call.version
         options = call.options
@@ -376,37 +376,6 @@ class Calls:
         if any(array.shape[:1] != (stop - start,) for name, array in read.arrays.items() if name != "seed"):
             raise ServiceFailed(f"{call.path} answers other than {stop - start} rows", status=answer.status)
         return read
-
-
-class _Call:
-    """One call: what is asked of which model, and what is known of it so far."""
-
-    def __init__(
-        self,
-        calls: Calls,
-        view: str,
-        model: str | None,
-        timeout: float | None,
-        progress: Progress | None,
-        options: dict[str, Any],
-    ) -> None:
-        self.deadline = calls._deadline(timeout)
-        self.reference = model
-        self.name = self.version = ""
-        self.is_pinned = False  # the version is known to have been served since the call began
-        self.progress = progress
-        self.options = {name: value for name, value in options.items() if value is not None}
-        self.first = ""  # the option that says where a part begins
-        self.offset = 0
-        self.weight = 1  # rows of the model for each of the call
-        self.kind: tuple[object, ...] = (view,)  # of requests that may have as many rows
-        self.num_answers = 0
-        self._view = view
-
-    @property
-    def path(self) -> str:
-        version = f"/versions/{quote(self.version, safe='')}" if self.version else ""
-        return f"/v2/models/{quote(self.name, safe='')}{self._view}{version}/infer"
 
 
 def _lacks(error: KeyError) -> ServiceFailed:
