@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from pyarrow import csv, parquet
 
 from model.dataset import Array, DataError, Dataset, Selection, release_pages
 from service.artifact import listed_categories
-from service.cli import check_commas, did_you_mean
+from service.cli import did_you_mean
+from service.dialect import column_separator, with_points
 
 MAX_CATEGORIES = 10_000  # a column with more different names is an identifier or free text, or numbers with a typo
 _BATCH_VALUES = 2**18
@@ -41,9 +43,18 @@ class Table:
 
 
 def csv_table(path: Path) -> Table:
-    """Read a CSV file; an empty cell, NA, NaN or null is a missing value, in columns of text too."""
-    table = csv.read_csv(path, convert_options=csv.ConvertOptions(strings_can_be_null=True))
-    check_commas(path, table.schema.names)
+    """Read a CSV file; an empty cell, NA, NaN or null is a missing value, in columns of text too.
+
+    Where semicolons separate columns, those of numbers with decimal commas are numbers.
+    """
+    separator = column_separator(path)
+    missing = csv.ConvertOptions(strings_can_be_null=True)
+    table = csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=separator), convert_options=missing)
+    if separator == ";":
+        for i, field in enumerate(table.schema):
+            if pa.types.is_string(field.type):
+                with suppress(pa.ArrowInvalid):  # it is text
+                    table = table.set_column(i, field.name, with_points(table.column(i)).cast(pa.float64()))
     return arrow_table(str(path), table)
 
 

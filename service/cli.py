@@ -116,12 +116,6 @@ def check_output(out: Path, inputs: Mapping[str, Path], suffixes: Sequence[str] 
         raise UsageError(f"{out}: must end in {' or '.join(suffixes)}")
 
 
-def check_commas(path: Path, names: Sequence[str]) -> None:
-    """Raise UsageError where the heading of a CSV file shows that something else than commas separates its columns."""
-    if len(names) == 1 and (separator := max(";\t|", key=names[0].count)) in names[0]:
-        raise UsageError(f"{path}: its columns are separated by {separator!r}; expected commas")
-
-
 def tell(outcome: DataclassInstance, as_json: bool) -> None:
     """Print what a command has come to, for a person or as one JSON object on a line, null for what is not finite."""
     if as_json:

@@ -22,8 +22,9 @@ from pyarrow import compute, csv, parquet
 
 from service.artifact import Signature
 from service.cells import is_readable, read_cells
-from service.cli import UsageError, check_commas, did_you_mean
+from service.cli import UsageError, did_you_mean
 from service.codecs import arrow, image
+from service.dialect import column_separator, with_points
 from service.errors import ServiceError
 from service.rows import check_shape, inputs_from_array, inputs_from_arrow
 
@@ -205,10 +206,10 @@ def _open_csv(path: Path, manifest: Signature, ids: Sequence[str] | None) -> Row
         ragged[row.number - 2] = f"has {row.actual_columns} values; expected {row.expected_columns}"
         return "skip"
 
-    parse_options = csv.ParseOptions(invalid_row_handler=skip)
+    separator = column_separator(path)
+    parse_options = csv.ParseOptions(delimiter=separator, invalid_row_handler=skip)
     with csv.open_csv(path, read_options, parse_options) as reader:
         found = reader.schema.names
-    check_commas(path, found)
     names = _check_names(path, found, manifest)
     ids = _check_ids(path, found, names, ids)
     as_text = csv.ConvertOptions(  # a type that the first lines suggest may not fit the others
@@ -217,7 +218,12 @@ def _open_csv(path: Path, manifest: Signature, ids: Sequence[str] | None) -> Row
 
     def part(batch: pa.RecordBatch, gaps: dict[int, str]) -> _Part:
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-        return _table_part(columns | {name: _without_missing(columns[name]) for name in names}, manifest, ids, gaps)
+        cells = {name: _without_missing(columns[name]) for name in names}
+        if separator == ";":
+            for column in manifest.columns:
+                if column.type != "categorical":
+                    cells[column.name] = with_points(cells[column.name])
+        return _table_part(columns | cells, manifest, ids, gaps)
 
     def parts() -> Iterator[_Part]:
         ragged.clear()

@@ -265,16 +265,6 @@ def test_a_typo_of_a_name_is_answered_with_the_name(
     assert did_you_mean("weight", ["colour"]) == ""
 
 
-@pytest.mark.parametrize("separator", [";", "\t"])
-def test_a_table_without_commas_is_named_as_such(
-    separator: str, project: Path, models_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Path("rows.csv").write_text("\n".join(separator.join(["1.5", "2", "3"][i:] + ["0"] * i) for i in (0, 1, 2)))
-    for main in (evaluate.main, lambda arguments: score.main([*arguments, "out.csv"])):
-        with pytest.raises(UsageError, match=r"rows\.csv: its columns are separated by .*; expected commas"):
-            main([str(models_dir / "tiny-table.pt"), "rows.csv"])
-
-
 def test_on_a_terminal_the_server_says_where_it_is_and_how_to_stop_it(models_dir: Path) -> None:
     master, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 100))

@@ -27,8 +27,8 @@ def test_the_service_never_imports_the_training_half() -> None:
         assert not {name for name in imports(path) if name.split(".")[0] == "model"}, path
 
 
-def test_the_training_half_imports_only_the_format_the_scores_and_what_commands_share() -> None:
-    allowed = ("service.artifact", "service.cli", "service.extras", "service.scores")
+def test_the_training_half_imports_only_the_format_the_scores_and_what_commands_and_their_files_share() -> None:
+    allowed = ("service.artifact", "service.cli", "service.dialect", "service.extras", "service.scores")
     for path in modules("model"):
         foreign = {name for name in imports(path) if name.startswith("service.")}
         assert all(name.startswith(allowed) for name in foreign), (path, foreign)
