@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from codeop import compile_command
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +46,17 @@ def test_a_block_is_run_or_validated_or_excused_and_not_both(block: Block) -> No
         assert block.excuse, f"{block}: nothing runs {block.language or 'a block without a language'}"
     elif block.language == SHELL and block.excuse:
         assert ABSENT.search(block.code), f"{block}: it could be run"
+
+
+@pytest.mark.parametrize("block", [block for block in ALL if block.language == "python"], ids=str)
+def test_python_can_be_pasted_into_the_interpreter(block: Block) -> None:
+    """Which, before 3.13, ends a statement at an empty line and nowhere else."""
+    lines: list[str] = []
+    for line in [*block.code.splitlines(), ""]:
+        lines.append(line)
+        if compile_command("\n".join(lines)):
+            lines.clear()
+    assert not any(lines)
 
 
 def test_commands_in_the_pages_exist() -> None:
