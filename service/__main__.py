@@ -23,7 +23,7 @@ def parser() -> Parser:
     parser = Parser(
         "python -m service",
         "Serve artifacts over HTTP: likelihoods and anomaly scores, samples, latent codes. Every setting is a variable "
-        "GLOW_... of the environment (README.md lists them); the options here stand above it.",
+        "GLOW_... of the environment (docs/settings.md lists them); the options here stand above it.",
         examples=[
             "python -m service",
             "python -m service --models my-table.pt --port 9000",
