@@ -176,7 +176,11 @@ class Outcome:
     @property
     def headline(self) -> str:
         """How it ended."""
-        best = "not validated yet" if self.validation is None else f"best validation loss {self.validation:.4f} {self.unit}"
+        best = (
+            "not validated yet"
+            if self.validation is None
+            else f"best validation loss {self.validation:.4f} {self.unit}"
+        )
         return f"{self.state} at step {self.step}: {best}"
 
     def __str__(self) -> str:
