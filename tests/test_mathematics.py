@@ -4,9 +4,12 @@ import ast
 import re
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from latex2mathml.converter import convert
+
+from docs.extensions.mathml import to_mathml
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "mathematics.md").read_text()
@@ -50,6 +53,23 @@ def faults(page: str) -> list[str]:
         if re.search(r"\\|>&<", convert(formula)):  # what it does not know stays as it is
             found.append(f"cannot be shown: {formula}")
     return found
+
+
+@pytest.mark.parametrize(
+    ("formula", "parts"),
+    [
+        (r"a \tanh(h)", ["a", " ", "tanh", "(", "h", ")"]),  # no atanh
+        (r"D \ln 2", ["D", " ", "ln", " ", "2"]),
+        (r"\log |\det|", ["log", "|", "det", "|"]),
+        (r"\log \max(b)", ["log", " ", "max", "(", "b", ")"]),
+        (r"f(x) \log p", ["f", "(", "x", ")", " ", "log", " ", "p"]),
+        (r"x - 1 = -\log p", ["x", "\u2212", "1", "=", "prefix \u2212", "log", " ", "p"]),
+    ],
+)
+def test_functions_and_signs_of_a_formula_are_spaced(formula: str, parts: list[str]) -> None:
+    leaves = [node for node in ElementTree.fromstring(to_mathml(formula)).iter() if not len(node)]
+    shown = [" " if node.text is None else f"{node.get('form', '')} {node.text}".strip() for node in leaves]
+    assert shown == parts
 
 
 def test_every_formula_stands_beside_code_and_proof_that_exist() -> None:
