@@ -56,7 +56,8 @@ class Service:
     def flows(self) -> Flows:
         """The served models. Raises Unavailable before they are warm and after they have stopped."""
         if self._flows is None:
-            raise Unavailable("the service is not ready: its models are being loaded, or it has stopped")
+            why = "has stopped" if self._closed else "is starting: how its models run fastest is being measured"
+            raise Unavailable(f"the service {why}")
         return self._flows
 
     @property

@@ -47,7 +47,8 @@ async function ask(path, { query = {}, json, array, signal } = {}) {
         throw new ServiceError(status >= 500 && id ? `${error} (${code}, request ${id})` : error, status);
       }
       const wait = Math.min(Number(response.headers.get("retry-after")) || 1, LONGEST_WAIT);
-      say(`The service is ${status === 429 ? "busy" : "not ready"}: ${error}. Asking again in ${wait} s.`, waiting);
+      const why = status === 429 ? "busy" : "not ready";
+      say(`The service is ${why}: ${error.replace(/^the service /, "it ")}. Asking again in ${wait} s.`, waiting);
       await pause(wait, signal);
     }
   } finally {
