@@ -33,7 +33,7 @@ check: $(VENV)/.test
 
 # The site, in build/docs; a link that leads nowhere ends it. Neither this nor reading it needs a network.
 docs: $(VENV)/.test
-	$(BIN)/python -m sphinx -W --keep-going -n -q docs build/docs
+	$(BIN)/python -m sphinx -E -W --keep-going -n -q docs build/docs
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .

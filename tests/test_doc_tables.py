@@ -7,6 +7,7 @@ import tomllib
 import pytest
 from pydantic import BaseModel
 
+from docs.extensions.routes import paths, section
 from model.glow import GlowConfig
 from model.recipe import ArtifactRecipe, DataRecipe, TrainingRecipe
 from service.scores import DEFINITIONS
@@ -22,6 +23,14 @@ def test_scores() -> None:
     text = page("anomalies").replace("\\|", "|")
     for name, what in DEFINITIONS.items():
         assert f"| `{name}` | {what.unit} | {what.formula} | {what.direction} |" in text
+
+
+def test_routes() -> None:
+    """Whatever the document refers to by name stands in the reference itself."""
+    text = "\n".join(section("POST", "/log-likelihood", paths()["/log-likelihood"]["post"]))
+    for line in ("`inputs` | list", "`guarantee` | `marginal`, `conditional`", "`p_value` | list of number"):
+        assert f"\n| {line} |" in text
+    assert "| any |" not in text
 
 
 def test_settings() -> None:

@@ -29,23 +29,35 @@ class Routes(SphinxDirective):
         wanted = self.arguments[0] if self.arguments else None
         lines = [
             line
-            for path, item in _paths().items()
+            for path, item in paths().items()
             if (path.startswith(wanted) if wanted else not path.startswith(OIP)) and "/versions/" not in path
             for method, operation in item.items()
-            for line in _section(method.upper(), path, operation)
+            for line in section(method.upper(), path, operation)
         ]
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
 
 @cache
-def _paths() -> Described:
+def paths() -> Described:
     """The routes as a service with keys describes them, without examples."""
     logging.getLogger("service").setLevel(logging.WARNING)
-    paths: Described = openapi.document(create_app(Settings()), None, has_keys=True)["paths"]
-    return paths
+    document = openapi.document(create_app(Settings()), None, has_keys=True)
+    found: Described = _inlined(document["paths"], document["components"]["schemas"])
+    return found
 
 
-def _section(method: str, path: str, operation: Described) -> list[str]:
+def _inlined(value: Any, schemas: Described) -> Any:  # noqa: ANN401 (any JSON)
+    """The same with schemas in place of references to them."""
+    if isinstance(value, list):
+        return [_inlined(one, schemas) for one in value]
+    if not isinstance(value, dict):
+        return value
+    named = schemas[value["$ref"].rpartition("/")[2]] if "$ref" in value else {}
+    return {key: _inlined(one, schemas) for key, one in {**named, **value}.items() if key != "$ref"}
+
+
+def section(method: str, path: str, operation: Described) -> list[str]:
+    """Lines of Markdown: what a route is asked, what it answers, and its errors."""
     lines = [f"## `{method} {path}`", "", operation["description"], ""]
     body = operation.get("requestBody", {}).get("content", {})
     fields = _members(body)
@@ -90,6 +102,8 @@ def _kind(schema: Described) -> str:
     """The type of a value in a word or two."""
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(_kind(one) for one in schema["anyOf"] if one.get("type") != "null"))
+    if "const" in schema:
+        return f"`{schema['const']}`"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     kind = schema.get("type", "any")
