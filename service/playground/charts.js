@@ -6,7 +6,7 @@ const LEAST_WIDTH = 240, MOST_WIDTH = 576, HEIGHT = 134, TOP = 30, BOTTOM = 18;
 
 /** Draw the calibration scores of a model, its threshold, and where `score` falls. */
 export function histogram(container, { histogram: { edges, counts }, threshold, rows }, score, what) {
-  const low = edges[0], high = edges.at(-1), width = high - low || 1;
+  const low = edges[0], high = Math.max(edges.at(-1), threshold), width = high - low || 1;
   const wide = Math.min(MOST_WIDTH, Math.max(LEAST_WIDTH, container.clientWidth)); // so that text keeps its size
   const x = (value) => 8 + (wide - 16) * Math.min(1, Math.max(0, (value - low) / width));
   const y = (count) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - count / Math.max(...counts));
