@@ -100,7 +100,7 @@ def _prepare(flows: Flows, view: View, model: Model, body: Body, size: int | Non
 
 def _json_size(call: Call) -> int | None:
     text = call.header(headers.JSON_SIZE)
-    if not text:
+    if not text and headers.JSON_SIZE not in call.headers:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) <= 18):
         raise BadRequest(f"Inference-Header-Content-Length is {text[:100]!r}; it must be a whole number of bytes")
