@@ -45,12 +45,12 @@ class Table:
 def csv_table(path: Path) -> Table:
     """Read a CSV file; an empty cell, NA, NaN or null is a missing value, in columns of text too.
 
-    Where semicolons separate columns, those of numbers with decimal commas are numbers.
+    Where other signs than commas separate columns, those of numbers with decimal commas are numbers.
     """
     separator = column_separator(path)
     missing = csv.ConvertOptions(strings_can_be_null=True)
     table = csv.read_csv(path, parse_options=csv.ParseOptions(delimiter=separator), convert_options=missing)
-    if separator == ";":
+    if separator != ",":
         for i, field in enumerate(table.schema):
             if pa.types.is_string(field.type):
                 with suppress(pa.ArrowInvalid):  # it is text

@@ -17,8 +17,8 @@ _MOST = 2**20  # characters of a heading that are looked at
 def column_separator(path: Path) -> str:
     """Comma, semicolon or tab, whichever the heading has most of outside quotes.
 
-    Semicolons are what spreadsheets write where numbers have decimal commas. Raises ValueError where the beginning of
-    the file is not in UTF-8.
+    Where it is no comma, numbers may have decimal commas: so spreadsheets write them in many countries. Raises
+    ValueError where the beginning of the file is not in UTF-8.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:

@@ -219,7 +219,7 @@ def _open_csv(path: Path, manifest: Signature, ids: Sequence[str] | None) -> Row
     def part(batch: pa.RecordBatch, gaps: dict[int, str]) -> _Part:
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         cells = {name: _without_missing(columns[name]) for name in names}
-        if separator == ";":
+        if separator != ",":
             for column in manifest.columns:
                 if column.type != "categorical":
                     cells[column.name] = with_points(cells[column.name])

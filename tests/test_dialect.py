@@ -31,7 +31,7 @@ def write(path: Path, separator: str, decimal: str, encoding: str = "utf-8") -> 
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-@pytest.mark.parametrize(("separator", "decimal"), [(",", "."), ("\t", "."), (";", "."), (";", ",")])
+@pytest.mark.parametrize(("separator", "decimal"), [(",", "."), ("\t", "."), ("\t", ","), (";", "."), (";", ",")])
 def test_columns_and_numbers_are_found_whatever_separates_them(
     mixed: Manifest, tmp_path: Path, separator: str, decimal: str, encoding: str
 ) -> None:
