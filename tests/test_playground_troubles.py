@@ -2,21 +2,14 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.browser import browser as browser
 from tests.browser import opened
+from tests.test_playground import url as url
 from tests.test_playground import wait_for_result
-from tests.test_server import server
-
-
-@pytest.fixture(scope="module")
-def url(models_dir: Path) -> Iterator[str]:
-    with server("--models", models_dir, GLOW_DEFAULT_MODEL="tiny-images") as (url, _):
-        yield url
 
 
 @pytest.fixture
