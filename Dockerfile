@@ -31,6 +31,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         filelock fsspec jinja2 markupsafe mpmath networkx setuptools sympy triton \
     && sh deploy/image/slim.sh
 COPY pyproject.toml README.md LICENSE deploy/image/own.sh deploy/image/sbom.py ./
+COPY common common
 COPY service service
 RUN sh own.sh service.__main__ service.calibrate service.score.__main__ service.detector_client
 
@@ -41,6 +42,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
         --force-reinstall $PIP_ARGS -r requirements/train.txt \
     && sh deploy/image/slim.sh
 COPY pyproject.toml README.md LICENSE deploy/image/own.sh deploy/image/sbom.py ./
+COPY common common
 COPY service service
 COPY model model
 RUN sh own.sh model.pipeline model.evaluate

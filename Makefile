@@ -56,7 +56,7 @@ pictures: $(VENV)/.test
 # UPGRADE=--upgrade takes the newest. Without torch and what only its GPU build needs: that depends on the device.
 lock: .cache/pip-tools/bin/pip-compile
 	$(LOCK) --extra test --output-file requirements/test.txt pyproject.toml
-	for extra in serve train; do \
+	for extra in serve ray train; do \
 	    traces=$$(test $$extra = train || echo --extra otel); \
 	    $(LOCK) --extra $$extra $$traces --constraint requirements/test.txt --output-file requirements/$$extra.txt pyproject.toml || exit 1; \
 	done

@@ -27,6 +27,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
+from common.cli import Parser, run_command
+from common.errors import UsageError
 from model.checkpoint import load_checkpoint
 from model.data import Array, Dataset, unnamed_columns
 from model.evaluate import batches, log_prob
@@ -35,7 +37,6 @@ from model.recipe import Splits, read_recipe
 from model.train import train
 from model.trainer import Trainer
 from service.artifact import compile_module
-from service.cli import Parser, UsageError, run_command
 
 RECIPE = Path(__file__).parents[1] / "model" / "recipes" / "table.toml"
 FEWEST, MOST = 1_000, 50_000

@@ -23,10 +23,11 @@ from sklearn.neighbors import NearestNeighbors
 
 from benchmarks.arguments import at_least
 from benchmarks.corruptions import corruptions
+from common.cli import Parser, run_command
+from common.errors import UsageError
 from model.data import Array, Selection, load
 from model.recipe import load_splits, parse_recipe
 from service.catalog import warm_catalog
-from service.cli import Parser, UsageError, run_command
 from service.engine import Model
 from service.scorer import score_pass, scoring_key, unpack
 from service.settings import read_settings

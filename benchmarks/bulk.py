@@ -24,8 +24,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from benchmarks.arguments import at_least
+from common.cli import Parser, run_command
 from service.catalog import warm_catalog
-from service.cli import Parser, run_command
 from service.engine import Model
 from service.machine import available_cpus, processor
 from service.settings import EMBEDDED_ARTIFACTS, Settings

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import Run, interleaved
+from common.cli import Parser, run_command
 from model.fold import fold_convolutions
 from model.nets import ConvNet, ResidualMLP
 from service.artifact import compile_module
 from service.artifact.torchscript import channels_last, freeze, pack_weights
-from service.cli import Parser, run_command
 
 BATCHES = (64, 1)
 

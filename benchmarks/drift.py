@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.arguments import at_least
-from service.cli import Parser, run_command
+from common.cli import Parser, run_command
 from service.drift import EXPONENTS, Drift
 from service.scores import FloatArray, p_values
 

@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import Run, interleaved_processes
+from common.cli import Parser, run_command
 from model.data import Array, Dataset, unnamed_columns
 from model.export import export
 from model.fold import fold
@@ -33,7 +34,6 @@ from model.recipe import Splits, parse_recipe
 from model.trainer import Trainer
 from service.artifact import Manifest, compile_module, open_artifact
 from service.catalog import warm_catalog
-from service.cli import Parser, run_command
 from service.machine import processor
 from service.settings import EMBEDDED_ARTIFACTS, Settings
 

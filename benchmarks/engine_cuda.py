@@ -13,10 +13,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import interleaved
+from common.cli import Parser, run_command
+from common.errors import UsageError
 from model.fold import fold, statistics_names
 from model.glow import Glow, GlowConfig, build_glow
 from service.artifact import Artifact, Golden, LatentPart, Manifest, Scoring, compile_module, methods_of
-from service.cli import Parser, UsageError, run_command
 from service.runner import Plan, Runner
 
 SHAPE = (3, 32, 32)

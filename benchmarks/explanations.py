@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from benchmarks.arguments import at_least
+from common.cli import Parser, run_command
+from common.errors import UsageError
 from model.data import Array
 from model.recipe import load_splits, parse_recipe
 from service import explanations, noise
 from service.artifact import Artifact, open_artifact
-from service.cli import Parser, UsageError, run_command
 from service.settings import EMBEDDED_ARTIFACTS
 
 NUM_PATHS = 4

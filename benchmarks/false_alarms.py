@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import betabinom
 
+from common.cli import Parser, run_command
 from model.data import load
 from model.evaluate import as_inputs
 from model.recipe import load_splits, parse_recipe
 from service.catalog import warm_catalog
-from service.cli import Parser, run_command
 from service.engine import Model
 from service.scorer import score_pass, scoring_key, unpack
 from service.scores import FloatArray, ScoreName, p_values

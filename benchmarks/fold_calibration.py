@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from benchmarks.arguments import at_least
+from common.cli import Parser, run_command
 from model.data import Array
 from model.detector import GlowDetector
-from service.cli import Parser, run_command
 
 ALPHAS = (0.1, 0.05)
 SIZES = (60, 200)

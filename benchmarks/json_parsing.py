@@ -18,7 +18,7 @@ import orjson
 import simdjson
 
 from benchmarks.timing import interleaved
-from service.cli import Parser, run_command
+from common.cli import Parser, run_command
 from service.codecs import json_body
 
 Array = npt.NDArray[np.float64]

@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import numpy as np
 
+from common.cli import Parser, run_command
 from model.data import Array, load
-from service.cli import Parser, run_command
 
 MODEL = "fashion-mnist"
 CHUNK = 1000

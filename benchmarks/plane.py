@@ -18,11 +18,11 @@ import numpy.typing as npt
 import torch
 from scipy.special import ive, logsumexp
 
+from common.cli import Parser, run_command
 from model.checkpoint import load_checkpoint
 from model.recipe import load_splits, read_recipe
 from model.train import train
 from model.trainer import Trainer
-from service.cli import Parser, run_command
 
 Points = npt.NDArray[np.float64]  # (N, 2)
 Values = npt.NDArray[np.float64]  # (N,)

@@ -49,7 +49,7 @@ python_maximum_signature_line_length = 100
 
 # Names of other packages have no page here, and none is looked for on the network.
 nitpick_ignore_regex = [
-    ("py:.*", r"(?!(model|service)\.).*"),
+    ("py:.*", r"(?!(common|model|service)\.).*"),
     ("py:.*", r".*\._.*|service\.client\.Http"),
 ]
 copybutton_prompt_text = r"\$ "

@@ -11,7 +11,7 @@ Conventions, stated once for the whole package:
 Shape legend: B batch, C channels, H height, W width, D = C*H*W input dimensions.
 """
 
-from service.extras import is_command, require
+from common.extras import is_command, require
 
 if is_command("model"):
     require("train", "torch", "matplotlib", "sklearn", "tensorboard", "pyarrow", "tqdm")

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from common.errors import UsageError
 from model.glow import Glow, Shape, build_glow
 from model.recipe import Recipe, parse_recipe
 from service.artifact import Column, write_whole
-from service.cli import UsageError
 
 FORMAT = 3
 

@@ -1,10 +1,10 @@
-"""What the commands that train share; what all commands share is in ``service.cli``."""
+"""What the commands that train share; what all commands share is in ``common.cli``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from service.cli import Parser
+from common.cli import Parser
 
 
 def add_recipe(parser: Parser) -> None:

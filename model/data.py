@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from common.errors import UsageError
 from model.dataset import Array, DataError, Dataset, Kind, Selection
 from model.tables import array_table, csv_table, parquet_table, read_table
-from service.cli import UsageError
 
 __all__ = ["Array", "DataError", "Dataset", "Kind", "Selection", "load", "unnamed_columns"]
 

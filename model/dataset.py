@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from service.cli import UsageError
+from common.errors import UsageError
 
 Array = npt.NDArray[Any]
 Kind = Literal["image", "vector"]

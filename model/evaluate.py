@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from common.cli import Parser, Progress, count, listing, run_command, tell
 from model.columns import add_column_noise, unit_of
 from model.data import DataError, Dataset, Selection, load
 from model.dataset import release_pages
 from model.glow import Glow
 from model.likelihood import dequantize, mean_likelihood
 from service.artifact import Artifact, Column, Manifest, Program, TestResult, open_artifact
-from service.cli import Parser, Progress, count, listing, run_command, tell
 
 BATCH = 256
 NOISE_SEED = 0

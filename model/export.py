@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.cli import Parser, check_output, run_command, tell
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.cli import add_data_dir
 from model.columns import treatment, unit_of
@@ -32,7 +33,6 @@ from service.artifact import (
     Manifest,
     Program,
 )
-from service.cli import Parser, check_output, run_command, tell
 from service.scores import CALIBRATED, COMPLEXITY, DEFAULT_CODEC, LOG_PROB, Codec, FloatArray, codec_bytes, complexity
 
 GOLDEN_ROWS = 4

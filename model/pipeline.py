@@ -7,10 +7,11 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.cli import DONE, FAILED, INTERRUPTED, TERMINATED, WRONG_USE, Parser, run_command, tell
+from common.errors import UsageError
 from model import export, train
 from model.cli import add_recipe
 from model.recipe import read_recipe
-from service.cli import DONE, FAILED, INTERRUPTED, TERMINATED, WRONG_USE, Parser, UsageError, run_command, tell
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
+from common.cli import did_you_mean
+from common.errors import UsageError
 from model.data import DataError, Dataset, Selection, load
 from model.glow import GlowConfig
-from service.cli import UsageError, did_you_mean
 from service.scores import CALIBRATED, ScoreName, smallest_p_value
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls a key that is not there

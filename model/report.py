@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.cli import note
 from model.checkpoint import load_checkpoint
 from model.columns import TAIL, treatment
 from model.evaluate import BATCH, batches, log_prob, noisy, noisy_batches
@@ -24,7 +25,6 @@ from model.plots import save_latents, save_marginals, save_temperatures
 from model.recipe import Splits
 from model.trainer import Trainer
 from service.artifact import write_whole
-from service.cli import note
 
 TEMPERATURES = [0.5, 0.7, 0.8, 1.0]
 NUM_TEMPERATURE_SAMPLES = 36  # at each

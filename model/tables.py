@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv, parquet
 
+from common.cli import did_you_mean
+from common.dialect import column_separator, with_points
 from model.dataset import Array, DataError, Dataset, Selection, release_pages
 from service.artifact import listed_categories
-from service.cli import did_you_mean
-from service.dialect import column_separator, with_points
 
 MAX_CATEGORIES = 10_000  # a column with more different names is an identifier or free text, or numbers with a typo
 _BATCH_VALUES = 2**18

@@ -20,16 +20,7 @@ from typing import Literal
 
 import torch
 
-from model.checkpoint import load_checkpoint, save_checkpoint
-from model.cli import add_recipe
-from model.distributed import Processes
-from model.divergence import DivergedError
-from model.event_log import EventLog
-from model.plots import sample_grid, save_curves, save_picture
-from model.recipe import Recipe, RecipeError, load_splits, read_recipe
-from model.report import write_report
-from model.trainer import EVALUATION_SEED, Trainer, generator_of
-from service.cli import (
+from common.cli import (
     DONE,
     FAILED,
     INTERRUPTED,
@@ -42,6 +33,15 @@ from service.cli import (
     run_command,
     tell,
 )
+from model.checkpoint import load_checkpoint, save_checkpoint
+from model.cli import add_recipe
+from model.distributed import Processes
+from model.divergence import DivergedError
+from model.event_log import EventLog
+from model.plots import sample_grid, save_curves, save_picture
+from model.recipe import Recipe, RecipeError, load_splits, read_recipe
+from model.report import write_report
+from model.trainer import EVALUATION_SEED, Trainer, generator_of
 
 NUM_GRID_SAMPLES = 64
 

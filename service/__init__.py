@@ -1,6 +1,6 @@
 """The service: artifact -> engine -> HTTP."""
 
-from service.extras import is_command, require
+from common.extras import is_command, require
 
 if is_command("service"):
     require("serve", "torch", "fastapi", "pyarrow", "pydantic_settings", "tqdm")

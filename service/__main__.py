@@ -9,8 +9,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from common.cli import FAILED, INTERRUPTED, WRONG_USE, Parser, listing, note, run_command
 from service.app import create_app
-from service.cli import FAILED, INTERRUPTED, WRONG_USE, Parser, listing, note, run_command
 from service.service import Service
 from service.settings import is_loopback, read_settings
 from service.workers import begin_logs, serve, serve_with_workers, taken_port

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from common.cli import Parser, Progress, check_output, run_command, share, tell
+from common.errors import UsageError
 from service.artifact import Calibration, Manifest, read_records, save_artifact
 from service.catalog import open_catalog
-from service.cli import Parser, Progress, UsageError, check_output, run_command, share, tell
 from service.engine import Engine, Model
 from service.files import FileError, RowFile, open_rows
 from service.scorer import score_pass, scoring_key, unpack

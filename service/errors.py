@@ -27,8 +27,10 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
+from common.errors import Explained
 
-class ServiceError(Exception):
+
+class ServiceError(Explained):
     """Base of all errors with an HTTP meaning; its text goes to the caller; of a body it quotes a name at most."""
 
     status: ClassVar[int]

@@ -20,11 +20,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import compute, csv, parquet
 
+from common.cli import did_you_mean
+from common.dialect import column_separator, with_points
+from common.errors import UsageError
 from service.artifact import Signature
 from service.cells import is_readable, read_cells
-from service.cli import UsageError, did_you_mean
 from service.codecs import arrow, image
-from service.dialect import column_separator, with_points
 from service.errors import ServiceError
 from service.rows import check_shape, inputs_from_array, inputs_from_arrow
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
+from common.cli import Parser, note, run_command, tell
+from common.errors import UsageError
 from service.access import SCOPES, KeyEntry
-from service.cli import Parser, UsageError, note, run_command, tell
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.cli import UsageError, did_you_mean
+from common.cli import did_you_mean
+from common.errors import UsageError
 from service.runner import Form
 
 EMBEDDED_ARTIFACTS = Path(__file__).parent / "artifacts"

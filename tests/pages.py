@@ -86,7 +86,7 @@ class Reader:
         self._address = address
         self._namespace: dict[str, Any] = {}
         self._printed: str | None = None  # by the block before
-        for name in ("model", "service"):
+        for name in ("common", "model", "service"):
             (folder / name).symlink_to(ROOT / name)
         (folder / ".curlrc").write_text("fail-with-body\n")
         (folder / ".exported").touch()

@@ -26,8 +26,8 @@ from benchmarks.serving.overload import due_times, report
 from benchmarks.serving.report import Reading, ratios, slope, table
 from benchmarks.serving.servers import KEY, glow, glow_with_keys, log_likelihoods, running
 from benchmarks.serving.wrk import parse
+from common.cli import run_command
 from service.artifact import open_artifact
-from service.cli import run_command
 
 BURN = "import time\nwhile time.process_time() < 0.5: pass\n"
 READING = Reading(rps=1, p50_ms=1, p99_ms=1, rows_per_s=1, cpu_s=1, rss_mb=1)

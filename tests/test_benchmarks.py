@@ -15,7 +15,7 @@ from benchmarks.why_a_flow.autoregressive import ORDERS, PixelCNN
 from benchmarks.why_a_flow.logistics import NUM_COMPONENTS, LogisticMixture, log_mass
 from benchmarks.why_a_flow.two_sample import squared_mmd
 from benchmarks.why_a_flow.vae import LATENT, VAE
-from service.cli import run_command
+from common.cli import run_command
 
 ROWS, COLUMNS = 4, 6
 POSITIONS = np.arange(ROWS * COLUMNS)

@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from common.cli import SOME_REJECTED
+from common.errors import UsageError
 from service.artifact import write_whole
-from service.cli import SOME_REJECTED, UsageError
 from service.score import spool
 from service.score.command import main, score_file
 from service.score.targets import EngineTarget
@@ -141,7 +142,7 @@ def test_what_a_killed_run_wrote_of_its_output_is_removed(table_target: EngineTa
 SLOWLY = """
 import sys, time
 from service import files
-from service.cli import run_command
+from common.cli import run_command
 from service.score import command, spool, targets
 files._BATCH_ROWS, spool.CHECKPOINT_S = 64, 0.02
 fast = targets.EngineTarget.score

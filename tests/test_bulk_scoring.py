@@ -11,8 +11,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from common.cli import SOME_REJECTED, run_command
+from common.errors import UsageError
 from service.artifact import open_artifact, read_records, save_artifact
-from service.cli import SOME_REJECTED, UsageError, run_command
 from service.errors import Unprocessable
 from service.score.command import Summary, main, score_file
 from service.score.spool import folder_of, rejected_of

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from common.cli import Progress, run_command
+from common.errors import UsageError
 from service.app import create_app
 from service.artifact import Artifact, ArtifactError, open_artifact, read_records, save_artifact
 from service.calibrate import calibrate, main
-from service.cli import Progress, UsageError, run_command
 from service.files import FileError
 from service.scores import highest_normal_score, p_values
 from service.settings import Settings
@@ -243,7 +244,7 @@ def test_settings_of_a_server_do_not_stand_in_the_way_of_the_command(table: Path
 def test_progress_is_told_in_lines_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("service.cli.time.monotonic", iter(range(0, 600, 6)).__next__)
+    monkeypatch.setattr("common.cli.time.monotonic", iter(range(0, 600, 6)).__next__)
     for total in (10, None):
         with Progress("scored", total) as progress:
             progress.update(3)

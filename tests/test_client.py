@@ -225,8 +225,8 @@ BLOCKED = """
 import sys
 
 class Blocked:
-    known = {*sys.stdlib_module_names, "service", "numpy", "httpx", "httpcore", "h11", "anyio", "idna", "certifi",
-             "sniffio", "typing_extensions"}
+    known = {*sys.stdlib_module_names, "common", "service", "numpy", "httpx", "httpcore", "h11", "anyio", "idna",
+             "certifi", "sniffio", "typing_extensions"}
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] not in self.known:

@@ -21,10 +21,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common import cli
+from common.cli import EXIT_CODES, Parser, did_you_mean, run_command, tell
+from common.errors import UsageError
 from model import evaluate, export, pipeline, train
 from service import __main__ as server
-from service import calibrate, cli, keys
-from service.cli import EXIT_CODES, Parser, UsageError, did_you_mean, run_command, tell
+from service import calibrate, keys
 from service.score import command as score
 from tests.conftest import tiny_table
 from tests.test_pipeline import RECIPE
@@ -55,7 +57,7 @@ def arguments_of(example: str, prog: str) -> list[str] | None:
 
 def test_the_page_has_every_command_of_the_code() -> None:
     for path in [*(ROOT / "model").rglob("*.py"), *(ROOT / "service").rglob("*.py")]:
-        if path.name != "cli.py" and "run_command(main)" in path.read_text():
+        if "run_command(main)" in path.read_text():
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
             prog = {"service.score": "glow-score"}.get(module, f"python -m {module}")
             assert prog in PARSERS, module
@@ -225,7 +227,7 @@ def test_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     [("> /dev/full", 2, "error: standard output: No space left on device\n"), ("| true", 141, "")],
 )
 def test_an_output_that_takes_nothing_ends_a_command_without_a_traceback(output: str, code: int, line: str) -> None:
-    script = "from service.cli import run_command; run_command(lambda _: print('x' * 100_000))"
+    script = "from common.cli import run_command; run_command(lambda _: print('x' * 100_000))"
     done = subprocess.run(
         ["bash", "-c", f"{sys.executable} -c {shlex.quote(script)} {output}; exit ${{PIPESTATUS[0]}}"],
         cwd=ROOT,

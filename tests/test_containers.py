@@ -103,7 +103,7 @@ def test_the_image_has_a_release_of_torch_that_the_project_allows() -> None:
 
 def test_a_wheel_has_every_file_of_the_packages_and_their_types() -> None:
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    for package in ("model", "service"):
+    for package in ("common", "model", "service"):
         assert (ROOT / package / "py.typed").exists()
         packed = {path for pattern in [*patterns[package], "**/*.py"] for path in (ROOT / package).glob(pattern)}
         for path in (ROOT / package).rglob("*"):

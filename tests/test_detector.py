@@ -14,12 +14,12 @@ import torch
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from benchmarks.false_alarms import rates_of_few, rates_of_many
+from common.errors import UsageError
 from model.detector import GlowDetector, train_side_by_side
 from model.trainer import Trainer
 from service import headers
 from service.app import create_app
 from service.artifact import open_artifact, within_tolerance
-from service.cli import UsageError
 from service.client import Busy, GlowClient
 from service.detector_client import RemoteDetector
 from service.oip import codec

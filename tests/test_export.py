@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.errors import UsageError
 from model.bijections import ActNorm, Chain, Squeeze
 from model.data import DataError, Dataset
 from model.export import export, verify
@@ -33,7 +34,6 @@ from service.artifact import (
 )
 from service.artifact.file import pack
 from service.catalog import find_artifacts
-from service.cli import UsageError
 from tests.conftest import divide, perturbed, tiny_images, tiny_recipe, tiny_table, train_and_export
 
 CASES: dict[str, tuple[dict[str, Any], Callable[[], Splits]]] = {

@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("serve", "train", "test")
+EXTRAS = ("serve", "ray", "train", "test")
 PYTHONS = ("3.11", "3.12", "3.13")
 BY_DEVICE = re.compile(r"torch|triton|nvidia-.*|cuda-.*")  # which the device decides, and no lock
 
@@ -79,7 +79,7 @@ def test_a_lock_names_no_host_and_nothing_that_the_device_decides(name: str) -> 
 
 
 def test_what_ships_is_what_is_tested() -> None:
-    for name in ("serve", "train"):
+    for name in ("serve", "ray", "train"):
         assert locked(name).items() <= locked("test").items()
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import adbench, conditioners, engine_cuda, plane
-from service.cli import run_command
+from common.cli import run_command
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "adbench"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import UsageError
 from docs.pictures.__main__ import IMAGES, main, pictures
 from docs.pictures.interpolation import on_the_arc
 from docs.pictures.throughput import published
-from service.cli import UsageError
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import UsageError
 from model import train
 from model.pipeline import main
 from model.recipe import RecipeError
 from service.artifact import open_artifact
-from service.cli import UsageError
 
 RECIPE = """
 name = "tiny"

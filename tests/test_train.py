@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from common.cli import run_command
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from model.recipe import RecipeError, TrainingRecipe, parse_recipe, read_recipe
 from model.train import main, train
 from model.trainer import EVALUATION_SEED, Trainer, learning_rate, stream_of
-from service.cli import run_command
 from tests.conftest import tiny_images, tiny_recipe, tiny_table, with_training
 
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,8 @@ from benchmarks.serving.forward import SIZES, forward_seconds, log_prob_of_scrip
 from benchmarks.serving.report import OURS, Reading, table
 from benchmarks.serving.servers import CACHE, REQUIREMENTS, Running, Server, glow, log_likelihoods, peer, running
 from benchmarks.serving.wrk import drive, require_wrk
-from service.cli import Parser, UsageError, run_command
+from common.cli import Parser, run_command
+from common.errors import UsageError
 from service.machine import processor
 from service.settings import EMBEDDED_ARTIFACTS
 

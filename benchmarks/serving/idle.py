@@ -20,7 +20,7 @@ from benchmarks.serving import processes
 from benchmarks.serving.bodies import MEDIA_TYPES, table_rows, write_body
 from benchmarks.serving.servers import glow, running
 from benchmarks.serving.wrk import Result, drive, require_wrk
-from service.cli import Parser, run_command
+from common.cli import Parser, run_command
 from service.settings import EMBEDDED_ARTIFACTS
 
 ARTIFACT = EMBEDDED_ARTIFACTS / "breast-cancer.pt"

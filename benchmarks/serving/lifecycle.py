@@ -28,9 +28,9 @@ from benchmarks.serving.bodies import MEDIA_TYPES, table_rows, write_body
 from benchmarks.serving.client import Client, Outcome
 from benchmarks.serving.servers import KEY, START_S, Running, glow_with_keys, running
 from benchmarks.serving.wrk import Result, drive, require_wrk
+from common.cli import Parser, run_command
 from service.artifact import open_artifact
 from service.calibrate import calibrate
-from service.cli import Parser, run_command
 from service.settings import EMBEDDED_ARTIFACTS, Settings
 
 ASKED, OTHER = (EMBEDDED_ARTIFACTS / f"{name}.pt" for name in ("breast-cancer", "fashion-mnist"))

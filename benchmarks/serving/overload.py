@@ -24,8 +24,8 @@ from benchmarks.serving.client import Client, Outcome
 from benchmarks.serving.report import Sample, slope
 from benchmarks.serving.servers import glow, running
 from benchmarks.serving.wrk import drive, require_wrk
+from common.cli import Parser, run_command
 from service.artifact import golden_rows, open_artifact
-from service.cli import Parser, run_command
 from service.settings import EMBEDDED_ARTIFACTS, Settings
 
 ARTIFACT = EMBEDDED_ARTIFACTS / "fashion-mnist.pt"

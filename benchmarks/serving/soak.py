@@ -31,7 +31,7 @@ from benchmarks.serving.lifecycle import ASKED, CONNECTIONS, OTHER, put, recalib
 from benchmarks.serving.report import growth
 from benchmarks.serving.servers import KEY, glow_with_keys, running
 from benchmarks.serving.wrk import Result, drive_mix, require_wrk
-from service.cli import Parser, run_command
+from common.cli import Parser, run_command
 
 SCORE = f"/log-likelihood?model={ASKED.stem}"
 LARGE = 4096  # rows of those who hang up

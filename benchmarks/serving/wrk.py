@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.cli import UsageError
+from common.errors import UsageError
 
 SCRIPT = Path(__file__).with_name("post.lua")
 MARK = "RESULT "

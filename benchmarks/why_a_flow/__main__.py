@@ -24,7 +24,7 @@ from benchmarks.why_a_flow.learning import Density, Fitted, Learner, fit, valida
 from benchmarks.why_a_flow.measure import Run, Yardstick, likelihood, measure
 from benchmarks.why_a_flow.report import Comparison, report
 from benchmarks.why_a_flow.vae import VAELearner
-from service.cli import Parser, run_command
+from common.cli import Parser, run_command
 
 Build = Callable[[Images, int, int], Learner]  # of images, seed and number of steps
 KINDS: dict[str, Build] = {"flow": FlowLearner, "VAE": VAELearner, "GAN": GANLearner}

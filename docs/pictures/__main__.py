@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import docs.pictures
-from service.cli import Parser, UsageError, run_command
+from common.cli import Parser, run_command
+from common.errors import UsageError
 
 IMAGES = Path(__file__).parents[1] / "images"
 

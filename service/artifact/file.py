@@ -23,6 +23,7 @@ import PIL
 import torch
 from pydantic import ValidationError
 
+from common.errors import UsageError
 from service.artifact.golden import golden_fault, golden_rows
 from service.artifact.manifest import Manifest, Operation
 from service.artifact.torchscript import Program, load
@@ -33,7 +34,7 @@ _COMMENT_PREFIX = b"sha256:"
 _COMMENT_BYTES = len(_COMMENT_PREFIX) + 64
 
 
-class ArtifactError(ValueError):
+class ArtifactError(UsageError):
     """A file that is not a usable artifact; the message names the file, what is wrong and what was expected."""
 
 

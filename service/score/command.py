@@ -20,14 +20,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from service.cli import (
+from common.cli import (
     DONE,
     INTERRUPTED,
     SOME_REJECTED,
     WRONG_USE,
     Parser,
     Progress,
-    UsageError,
     check_output,
     count,
     note,
@@ -35,6 +34,7 @@ from service.cli import (
     share,
     tell,
 )
+from common.errors import UsageError
 from service.files import Batch, RowFile, image_files, open_rows
 from service.flows import check_level
 from service.machine import peak_bytes

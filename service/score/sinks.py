@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv, parquet, types
 
-from service.cli import UsageError
+from common.errors import UsageError
 
 
 def write_parquet(path: Path, schema: pa.Schema, num_rows: int, tables: Iterator[pa.Table]) -> None:

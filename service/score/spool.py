@@ -22,8 +22,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from common.errors import UsageError
 from service.artifact import write_whole
-from service.cli import UsageError
 
 ROW, REASON = "row", "reason"  # columns of the rejected rows that are no ids
 CHECKPOINT_S = 1.0  # of work that a crash costs

@@ -11,9 +11,9 @@ from typing import Any
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from common.errors import UsageError
 from service.artifact import Signature
 from service.catalog import open_catalog
-from service.cli import UsageError
 from service.client import GlowClient, GlowError, InvalidRequest, NotFound
 from service.engine import Engine, choose_device
 from service.flows import default_alpha

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from tqdm import tqdm
 
-from service.artifact import ArtifactError
-from service.errors import ServiceError
+from common.errors import Explained, UsageError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -37,10 +36,6 @@ EXIT_CODES = {
 Number = TypeVar("Number", int, float)
 
 _REPORT_S = 5.0  # between lines where there is no terminal
-
-
-class UsageError(ValueError):
-    """What a command does not take: arguments, settings, or files that they name."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -194,7 +189,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         code = NO_READER
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except (ArtifactError, ServiceError, UsageError, OSError, MemoryError) as error:
+    except (Explained, OSError, MemoryError) as error:
         print("error:", *_message(error).split(), file=sys.stderr)
         code = WRONG_USE
     else:
