@@ -28,6 +28,7 @@ from service.artifact import ArtifactError
 from service.errors import ServiceError
 from service.front import Front, error_response, write_error
 from service.oip import routes as oip
+from service.peers import Peers
 from service.service import Service
 from service.settings import Settings
 
@@ -36,14 +37,15 @@ _ROUTERS = (api.router, oip.router)
 logger = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, *, load_first: bool = True) -> FastAPI:
+def create_app(settings: Settings, *, load_first: bool = True, peers: Peers | None = None) -> FastAPI:
     """Build the application around verified models; ``app.state.service`` is what it serves.
 
     They are warmed up when it starts: before anything is answered or, without ``load_first``, while /livez and /readyz
-    already are, and all else is refused. Raises ArtifactError where the settings name an artifact that cannot be
+    already are, and all else is refused. ``peers`` reload with this process: the workers of its host, if no others are
+    given. Raises ArtifactError where the settings name an artifact that cannot be
     served, SettingsError for wrong keys, or where traces are wanted that cannot be made.
     """
-    service = Service(settings)
+    service = Service(settings, peers)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

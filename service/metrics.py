@@ -275,11 +275,19 @@ class Metrics:
 
     def text(self) -> bytes:
         """All figures, of all workers, in the text format of Prometheus; of other workers at most SAMPLE_S old."""
-        counted = generate_latest(self._of_all_workers())
         read_now = CollectorRegistry()
-        for collector in (_ModelCollector(self.service), _DriftCollector(self.drifts), _ProcessesCollector(_pids())):
+        for collector in (*self._read_now(), _ProcessesCollector(_pids())):
             read_now.register(collector)
-        return counted + generate_latest(read_now)
+        return generate_latest(self._of_all_workers()) + generate_latest(read_now)
+
+    def families(self) -> Iterator[Metric]:
+        """All figures but those that any process has."""
+        yield from self._of_all_workers().collect()
+        for collector in self._read_now():
+            yield from collector.collect()
+
+    def _read_now(self) -> tuple[Collector, ...]:
+        return _ModelCollector(self.service), _DriftCollector(self.drifts)
 
     def samples(self) -> Iterator[Sample]:
         """Figures of requests and passes, of all workers: names, labels and values."""

@@ -23,21 +23,30 @@ def served_files(folder: Path) -> list[Path]:
 
 
 class Peers:
-    """This process among the workers of its host; alone, where no supervisor started it."""
-
-    def __init__(self) -> None:
-        self._folder = None if multiprocessing.parent_process() is None else shared_folder()
+    """Processes that serve the same as this one: here, none."""
 
     def announce(self, served: str) -> None:
-        """Tell what this worker serves from now on."""
-        if self._folder is not None:
-            write_whole(self._folder / f"serving-{os.getpid()}", lambda path: path.write_text(served))
+        """Tell what this process serves from now on."""
 
     async def bring_along(self, seconds: float) -> int | None:
         """Have all reload, and wait until each has, and serves the same; their number, None for this process alone.
 
         Raises ReloadRefused where that takes longer.
         """
+        return None
+
+
+class Workers(Peers):
+    """This process among the workers of its host; alone, where no supervisor started it."""
+
+    def __init__(self) -> None:
+        self._folder = None if multiprocessing.parent_process() is None else shared_folder()
+
+    def announce(self, served: str) -> None:
+        if self._folder is not None:
+            write_whole(self._folder / f"serving-{os.getpid()}", lambda path: path.write_text(served))
+
+    async def bring_along(self, seconds: float) -> int | None:
         if self._folder is None:
             return None
         since = time.time_ns() - _CLOCKS_NS

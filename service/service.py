@@ -16,7 +16,7 @@ from service.engine import Engine
 from service.errors import ReloadRefused, Stuck, Unavailable
 from service.flows import Flows, check_settings
 from service.metrics import Metrics
-from service.peers import Peers
+from service.peers import Peers, Workers
 from service.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Service:
     where traces are wanted that cannot be made.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, peers: Peers | None = None) -> None:
         self.settings = settings
         self._make_tracer = tracer_type()
         self.tracer: Tracer | None = None
@@ -50,7 +50,7 @@ class Service:
         self._flows: Flows | None = None
         self._reloading = asyncio.Lock()
         self._has_flows = asyncio.Event()
-        self._peers = Peers()
+        self._peers = peers or Workers()
 
     @property
     def flows(self) -> Flows:

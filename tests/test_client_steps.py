@@ -157,6 +157,7 @@ def test_errors_have_the_codes_and_ids_of_the_service() -> None:
         502: Unavailable,
         503: Unavailable,
         504: DeadlineExceeded,
+        408: DeadlineExceeded,
         409: GlowError,
         302: GlowError,
     }.items():
@@ -178,8 +179,13 @@ def test_what_is_no_glow_service_is_told() -> None:
             client.model()
         with pytest.raises(ServiceFailed, match="something else than tensors"):
             client.log_likelihood([[1.0]], model="m")
+    for status in (500, 502, 520):
+        proxy = GlowClient(of(lambda _: httpx.Response(status, text="[" * 100_000)), retries=0)  # noqa: B023
+        assert not proxy.ready()
+        with pytest.raises(Unavailable) as raised:
+            proxy.models()
+        assert raised.value.status == status
     proxy = GlowClient(of(lambda _: httpx.Response(502, text="<html>")), retries=0)
-    assert not proxy.ready()
     with pytest.raises(Unavailable, match=r"^Bad Gateway$") as raised:
         proxy.models()
     assert raised.value.code == "bad_gateway"

@@ -9,10 +9,10 @@ GlowError
 ├── Forbidden                          403
 ├── NotNow                             asked again, ``retries`` times
 │   ├── Busy                           429
-│   ├── Unavailable                    502, 503
-│   ├── DeadlineExceeded (TimeoutError)     504, and the ``timeout`` of a call
+│   ├── Unavailable                    502, 503, and any 5xx that is not the service's own
+│   ├── DeadlineExceeded (TimeoutError)     408, 504, and the ``timeout`` of a call
 │   └── ConnectionFailed (ConnectionError)
-└── ServiceFailed                      500, and answers of what is no Glow service
+└── ServiceFailed                      500 of the service, and answers of what is no Glow service
 """
 
 from __future__ import annotations
@@ -128,5 +128,5 @@ BY_STATUS: dict[int, type[GlowError]] = {
     413: TooLarge,
     429: Busy,
     **dict.fromkeys((502, 503), Unavailable),
-    504: DeadlineExceeded,
+    **dict.fromkeys((408, 504), DeadlineExceeded),
 }

@@ -29,6 +29,7 @@ from service.client.errors import (
     InvalidRequest,
     NotNow,
     ServiceFailed,
+    Unavailable,
 )
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 60.0  # between tries; the first at most so long, twice that after each
@@ -154,17 +155,23 @@ class Asking:
 
 
 def error_of(answer: Answer) -> GlowError | None:
-    """What an answer says went wrong, or its status where something else than a service answers; None for 200."""
+    """What an answer says went wrong, or its status where something else than a service answers; None for 200.
+
+    Where that is a server error, what stands before the service has lost it: Ray's proxies say 500 of a node that died.
+    """
     status = answer.status
     if status == 200:
         return None
-    kind = BY_STATUS.get(status, ServiceFailed if status >= 500 else GlowError)
+    kind = BY_STATUS.get(status, GlowError)
     try:
         body = json.loads(answer.content)
-        error = kind(str(body["error"]), body.get("code"), status, body.get("request_id"))
+        told = ServiceFailed if kind is GlowError and status >= 500 else kind
+        error = told(str(body["error"]), body.get("code"), status, body.get("request_id"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         phrase = httpx.codes.get_reason_phrase(status)
-        error = kind(phrase or f"status {status}", phrase.lower().replace(" ", "_") or None, status)
+        error = (Unavailable if kind is GlowError and status >= 500 else kind)(
+            phrase or f"status {status}", phrase.lower().replace(" ", "_") or None, status
+        )
     error.retry_after_s = _retry_after_s(answer)
     return error
 
