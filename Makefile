@@ -15,7 +15,7 @@ LOCK = CUSTOM_COMPILE_COMMAND="make lock" .cache/pip-tools/bin/pip-compile --qui
 .PHONY: serve install test check docs format artifacts pictures lock docker-test bench-engine bench-engine-cuda \
     bench-conditioners bench-plane bench-adbench bench-why \
     bench-anomalies bench-bulk bench-drift bench-explanations bench-false-alarms bench-fold-calibration bench-json bench-serving \
-    bench-overload bench-idle bench-lifecycle bench-soak clean
+    bench-overload bench-idle bench-lifecycle bench-node-loss bench-soak clean
 
 serve: $(VENV)/.serve
 	GLOW_CACHE_DIR=$${GLOW_CACHE_DIR-.cache} $(BIN)/python -m service --port $(PORT)
@@ -126,6 +126,10 @@ bench-idle: $(VENV)/.test
 
 bench-lifecycle: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.serving.lifecycle
+
+# As root, about 5 minutes.
+bench-node-loss: $(VENV)/.test
+	$(BIN)/python -W ignore -m benchmarks.serving.node_loss
 
 bench-soak: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.serving.soak

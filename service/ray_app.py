@@ -23,12 +23,12 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.cli import INTERRUPTED, WRONG_USE, Parser, listing, note, run_command
-from service import access_log
 from service.app import create_app
 from service.errors import ReloadRefused
 from service.peers import Peers
 from service.ray_metrics import tell_ray
 from service.settings import Settings, SettingsError, read_settings
+from service.workers import begin_logs
 
 APPLICATION = "glow"  # of Ray Serve, and of its only deployment
 ANYWHERE = "0.0.0.0"  # noqa: S104 (where Ray listens unless it is told)
@@ -98,9 +98,7 @@ class _Replica:
 
     def __init__(self, said: dict[str, Any]) -> None:
         settings = read_settings(**said)
-        logging.getLogger("service").setLevel(settings.log_level.upper())
-        if settings.access_log:
-            access_log.begin()
+        begin_logs(settings)
         self._app = create_app(settings, peers=_Replicas())
         self._service = self._app.state.service
         self._telling = asyncio.create_task(tell_ray(self._service.metrics))
@@ -156,9 +154,10 @@ def running(options: Options, settings: Settings, address: str | None = None) ->
     ends it. Raises SettingsError.
     """
     deployed = application(options, settings)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     started = not ray.is_initialized()
     if started:
+        for name in ("RAY_USAGE_STATS_ENABLED", "RAY_SERVE_LOG_TO_STDERR"):  # what Serve tells is in its own files
+            os.environ.setdefault(name, "0")
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=True)
     try:
         serve.start(
@@ -214,7 +213,8 @@ def main(argv: list[str]) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         name = "".join(f"--{str(part).replace('_', '-')}: " for part in first["loc"])
-        raise SettingsError(f"{name}{first['msg'].removeprefix('Value error, ')}") from None
+        value = f", got {first['input']!r}" if first["loc"] else ""
+        raise SettingsError(f"{name}{first['msg'].removeprefix('Value error, ')}{value}") from None
     settings = read_settings(**given)
     create_app(settings)  # which checks the artifacts
     ended = []

@@ -26,7 +26,7 @@ from common.cli import EXIT_CODES, Parser, did_you_mean, run_command, tell
 from common.errors import UsageError
 from model import evaluate, export, pipeline, train
 from service import __main__ as server
-from service import calibrate, keys
+from service import calibrate, keys, ray_app
 from service.score import command as score
 from tests.conftest import tiny_table
 from tests.test_pipeline import RECIPE
@@ -34,7 +34,7 @@ from tests.test_server import free_port
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "commands.md").read_text()
-MODULES = [train, export, pipeline, evaluate, server, score, calibrate, keys]
+MODULES = [train, export, pipeline, evaluate, server, ray_app, score, calibrate, keys]
 PARSERS = {parser.prog: parser for parser in (module.parser() for module in MODULES)}
 GENERAL = {"--help", "--version"}  # which the page names once, for all
 

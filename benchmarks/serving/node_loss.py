@@ -1,0 +1,236 @@
+"""Lose a host of a Ray cluster under load, and count what callers notice: ``python -m benchmarks.serving.node_loss``.
+
+Two hosts in network namespaces of this machine, a replica on each, and callers of GlowClient on a third, who ask the
+first. Then the second one's processes are killed at once, or its cable is cut, and it never comes back. Needs root, for
+the namespaces, and takes about three minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.arguments import at_least, some_of
+from benchmarks.serving.bodies import table_rows
+from benchmarks.serving.servers import CACHE, ROOT, START_S
+from common.cli import FAILED, Parser, run_command
+from common.errors import UsageError
+from service.client import GlowClient, GlowError
+from service.score.targets import EngineTarget
+from service.settings import EMBEDDED_ARTIFACTS
+
+ARTIFACT = EMBEDDED_ARTIFACTS / "breast-cancer.pt"
+BRIDGE, NETWORK = "glow-loss", "10.213.7"
+PORT, GCS_PORT = 8000, 6379
+LOSSES = ("killed", "cut off")
+INGRESSES = ("python", "haproxy")
+CALLERS, ROWS = 4, 8  # of each call
+TOLERANCE = 1e-3, 1e-6  # nats, and relative: that of the service
+SLOW_S = 1.0  # a call of longer is one that the loss was noticed by
+RECOVERY_S = 30.0  # in which no call may be slow any more
+BEFORE_S, SETTLED_S = 5.0, 3.0  # of load before the loss, and of rest before that
+# A host that does not answer is given up within some 12 s; by default it takes a minute.
+HEAD_SETTINGS = {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_initial_delay_ms": "5000",
+}
+
+
+@dataclass
+class Load:
+    """Callers who score rows over and over, and compare what they get with what is right."""
+
+    url: str
+    rows: np.ndarray
+    expected: np.ndarray
+    calls: list[tuple[float, float]] = field(default_factory=list)  # when each began and ended
+    failures: list[str] = field(default_factory=list)
+    wrong: int = 0
+
+    def __post_init__(self) -> None:
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(seed,)) for seed in range(CALLERS)]
+
+    def _ask(self, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        with GlowClient(self.url, timeout=60) as client:
+            while not self._ended.is_set():
+                chosen = random.integers(0, len(self.rows), ROWS)
+                began = time.monotonic()
+                try:
+                    told = client.log_likelihood(self.rows[chosen]).log_likelihood
+                except GlowError as error:
+                    self.failures.append(f"{type(error).__name__}: {error}")
+                    continue
+                self.calls.append((began, time.monotonic()))
+                absolute, relative = TOLERANCE
+                self.wrong += int(not np.allclose(told, self.expected[chosen], rtol=relative, atol=absolute))
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@contextmanager
+def hosts(count: int) -> Iterator[list[str]]:
+    """Network namespaces that see each other and this machine by a bridge; their names."""
+    names = [f"{BRIDGE}-{number}" for number in range(1, count + 1)]
+    remove(names)  # what a run that was killed has left
+    try:
+        run("ip", "link", "add", BRIDGE, "type", "bridge")
+        run("ip", "address", "add", f"{NETWORK}.254/24", "dev", BRIDGE)
+        run("ip", "link", "set", BRIDGE, "up")
+        for number, name in enumerate(names, 1):
+            run("ip", "netns", "add", name)
+            run("ip", "link", "add", f"glowl{number}", "type", "veth", "peer", "name", "eth0", "netns", name)
+            run("ip", "link", "set", f"glowl{number}", "master", BRIDGE, "up")
+            run("ip", "-n", name, "address", "add", f"{NETWORK}.{number}/24", "dev", "eth0")
+            for device in ("lo", "eth0"):
+                run("ip", "-n", name, "link", "set", device, "up")
+        yield names
+    finally:
+        remove(names)
+
+
+def remove(names: list[str]) -> None:
+    """Take hosts and their network away, as far as they are there."""
+    for number, name in enumerate(names, 1):
+        kill_all(name)
+        for left in (["link", "delete", f"glowl{number}"], ["netns", "delete", name]):
+            subprocess.run(["ip", *left], capture_output=True, check=False)
+    subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)
+
+
+def kill_all(host: str) -> None:
+    """End all processes of a host at once."""
+    listed = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True, check=False).stdout
+    for pid in listed.split():
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+@contextmanager
+def service(names: list[str], ingress: str, folder: Path) -> Iterator[str]:
+    """The service on a cluster of such hosts, a replica on each; its address, on the first."""
+    head, log = f"{NETWORK}.1", folder / "log"
+    environment = {
+        **os.environ,
+        **HEAD_SETTINGS,
+        "PYTHONPATH": str(ROOT),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",  # in a network that nobody else sees
+        "RAY_SERVE_ENABLE_HA_PROXY": str(int(ingress == "haproxy")),
+        "GLOW_CACHE_DIR": str(CACHE),
+        "GLOW_ALLOW_ANONYMOUS": "true",
+    }
+    ray = str(Path(sys.executable).with_name("ray"))
+    common = ["--num-cpus", "1", "--object-store-memory", "100000000", "--block", "--include-dashboard", "false"]
+    with ExitStack() as stack, log.open("ab") as out:
+
+        def start(host: str, *command: str) -> subprocess.Popen[bytes]:
+            whole = ["ip", "netns", "exec", host, *command]
+            process = subprocess.Popen(whole, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=environment)
+            stack.enter_context(process)  # which is waited for
+            stack.callback(kill_all, host)  # before that
+            return process
+
+        begin = [ray, "start", "--head", "--node-ip-address", head, "--port", str(GCS_PORT), "--temp-dir", str(folder)]
+        start(names[0], *begin, *common)
+        time.sleep(5)  # a node gives up where there is no head
+        for number, name in enumerate(names[1:], 2):
+            address = f"{NETWORK}.{number}"
+            start(name, ray, "start", "--address", f"{head}:{GCS_PORT}", "--node-ip-address", address, *common)
+        served = [sys.executable, "-W", "ignore", "-m", "service.ray_app", "--models", str(ARTIFACT)]
+        replicas = str(len(names))
+        options = ["--host", "0.0.0.0", "--min-replicas", replicas, "--max-replicas", replicas]
+        begun = start(names[0], *served, *options, "--address", f"{head}:{GCS_PORT}")
+        url = f"http://{head}:{PORT}"
+        limit = time.monotonic() + START_S
+        while "Glow service on Ray" not in log.read_text():  # which it says when all replicas run
+            if begun.poll() is not None or time.monotonic() > limit:
+                raise RuntimeError(f"the service has not started: {log.read_text()[-2000:]}")
+            time.sleep(0.5)
+        time.sleep(SETTLED_S)
+        yield url
+
+
+def lose(how: str, host: str) -> None:
+    """Take a host away, as if it were switched off or as if nobody reached it any more."""
+    if how == "killed":
+        kill_all(host)
+    else:
+        run("ip", "-n", host, "link", "set", "eth0", "down")
+
+
+def line(how: str, ingress: str, load: Load, lost_at: float) -> str:
+    """A row of the table."""
+    before = [end - begin for begin, end in load.calls if end < lost_at]
+    after = [(begin, end) for begin, end in load.calls if end >= lost_at]
+    slow = [end for begin, end in after if end - begin > SLOW_S]
+    recovered = max(slow, default=lost_at) - lost_at
+    longest = max(end - begin for begin, end in after)
+    settled = [end - begin for begin, end in after if begin > lost_at + recovered]
+    p50s = [1000 * float(np.median(times)) for times in (before, settled)]
+    figures = f"{len(load.calls)} | {load.wrong} | {len(load.failures)} | {longest:.1f} | {recovered:.1f}"
+    return f"| {how} | {ingress} | {figures} | {p50s[0]:.1f} | {p50s[1]:.1f} |"
+
+
+def main(argv: list[str]) -> None:
+    """Print the table; ends with exit code 1 where an answer was wrong, a call failed, or recovery took too long."""
+    parser = Parser(prog="python -m benchmarks.serving.node_loss", description=__doc__)
+    parser.add_argument("--losses", type=some_of(LOSSES), default=LOSSES, metavar="HOW,...")
+    parser.add_argument("--ingresses", type=some_of(INGRESSES), default=INGRESSES, metavar="NAME,...")
+    parser.add_argument("--seconds", type=at_least(float, 20), default=45.0, help="of load after the loss")
+    args = parser.parse_args(argv)
+    if os.getuid() or shutil.which("ip") is None:
+        raise UsageError("network namespaces need root and the command ip")
+    rows = table_rows(ARTIFACT, 256)
+    target = EngineTarget(ARTIFACT, CACHE)
+    target.prepare()
+    expected = target.score(rows)["log_likelihood"]
+    fell_short = False
+    print("| host | ingress | calls | wrong | failed | longest call s | slow until s | p50 ms before | p50 ms after |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for ingress in args.ingresses:
+        for how in args.losses:
+            with tempfile.TemporaryDirectory() as folder, hosts(2) as names:
+                with service(names, ingress, Path(folder)) as url, Load(url, rows, expected) as load:
+                    time.sleep(BEFORE_S)
+                    lost_at = time.monotonic()
+                    lose(how, names[1])
+                    time.sleep(args.seconds)
+                print(line(how, ingress, load, lost_at), flush=True)
+                for failure in load.failures[:3]:
+                    print("  ", failure)
+                late = any(begin > lost_at + RECOVERY_S and end - begin > SLOW_S for begin, end in load.calls)
+                fell_short |= bool(load.wrong or load.failures or late)
+    if fell_short:
+        raise SystemExit(FAILED)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,258 @@
+"""On Ray Serve: what replicas promise together, and what becomes of requests when they come and go."""
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from common.errors import UsageError
+from service.client import GlowClient, GlowError
+from service.settings import Settings, SettingsError
+from tests.conftest import tiny_recipe, tiny_table, train_and_export, with_training
+from tests.test_server import ROOT, free_port
+from tests.wire import TABLE
+
+ray = pytest.importorskip("ray", reason="Ray is not installed")
+from ray import serve  # noqa: E402
+from ray.serve._private.common import ReplicaState  # noqa: E402
+from ray.util import state  # noqa: E402
+
+from service.ray_app import APPLICATION, Options, application, build, main, running  # noqa: E402
+
+KEY = {"x-api-key": "secret"}
+ROWS = np.array([[0.1, 1000.0, 3], [-1.0, 950.0, 0], [2.0, 1100.0, 9]])
+PORT = free_port()  # Ray keeps its proxies, and so their port, for as long as it runs
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Ray on this machine for all tests of the file; cores are counted, not taken."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=10**8)
+    yield
+    serve.shutdown()  # type: ignore[no-untyped-call]
+    ray.shutdown()
+
+
+@pytest.fixture
+def settings(models_dir: Path, tmp_path: Path) -> Settings:
+    """Of an artifact that may be exchanged, for callers with a key."""
+    models, keys = tmp_path / "models", tmp_path / "keys.toml"
+    models.mkdir()
+    shutil.copy(models_dir / f"{TABLE}.pt", models)
+    digest = hashlib.sha256(KEY["x-api-key"].encode()).hexdigest()
+    keys.write_text(f'[[keys]]\nid = "ops"\nsha256 = "{digest}"\nscopes = ["admin", "infer", "metrics"]\n')
+    return Settings(models=[models], port=PORT, device="cpu", api_keys_file=keys, cache_dir=tmp_path, deadline_s=20)
+
+
+def on_ray(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that needs Ray to run; those of all files share a process."""
+    for mark in (pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("cluster")):
+        test = mark(test)
+    return test
+
+
+class Load:
+    """Callers who compare what they get with what is right, and leave it to GlowClient to ask again."""
+
+    def __init__(self, url: str) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self._url = url
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(4)]
+        self._expected = self._told(GlowClient(url, api_key="secret"))
+
+    def _told(self, client: GlowClient) -> npt.NDArray[np.float64]:
+        return client.log_likelihood(ROWS).log_likelihood
+
+    def _ask(self) -> None:
+        with GlowClient(self._url, api_key="secret", timeout=60) as client:
+            while not self._ended.is_set():
+                try:
+                    is_right = np.allclose(self._told(client), self._expected, atol=1e-3)
+                    self.outcomes["right" if is_right else "wrong"] += 1
+                except GlowError as error:
+                    self.outcomes[repr(error)] += 1
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def num_running() -> int:
+    states = serve.status().applications[APPLICATION].deployments[APPLICATION].replica_states
+    return states[ReplicaState.RUNNING] if set(states) == {ReplicaState.RUNNING} else 0
+
+
+def wait_until(what: Callable[[], object], seconds: float = 90) -> None:
+    limit = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < limit
+        time.sleep(0.2)
+
+
+def pids() -> list[int]:
+    """Processes of the replicas."""
+    listed = state.list_actors(filters=[("state", "=", "ALIVE")])
+    ours = [actor for actor in listed if actor.class_name == f"ServeReplica:{APPLICATION}:{APPLICATION}"]
+    return [actor.pid for actor in ours if actor.pid]
+
+
+def test_replicas_are_rays_and_not_workers(settings: Settings) -> None:
+    with pytest.raises(SettingsError, match=r"GLOW_WORKERS: replicas are processes of Ray; must be 1, got 2"):
+        application(Options(), settings.model_copy(update={"workers": 2}))
+
+
+def test_who_does_not_say_where_ray_listens_says_who_may_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match=r"public address: set GLOW_API_KEYS_FILE .* or GLOW_ALLOW_ANONYMOUS"):
+        build(Options())
+    for name, value in (("GLOW_ALLOW_ANONYMOUS", "true"), ("GLOW_HOST", "127.0.0.1")):
+        with monkeypatch.context() as environment:
+            environment.setenv(name, value)
+            build(Options())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--min-replicas", "3", "--max-replicas", "2"], r"max_replicas \(2\) must be at least min_replicas \(3\)"),
+        (["--num-cpus", "0"], "--num-cpus: .* greater than 0, got 0"),
+        (["--models", "nothing.pt"], "nothing.pt: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_served_is_told_before_ray_starts(arguments: list[str], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        main(arguments)
+    assert not ray.is_initialized()
+
+
+@on_ray
+def test_replicas_reload_together_before_the_answer(settings: Settings, tmp_path: Path) -> None:
+    (models,) = settings.models
+    with running(Options(min_replicas=2, max_replicas=2), settings) as url, httpx.Client(headers=KEY) as client:
+        train_and_export(with_training(tiny_recipe(TABLE), steps=15), tiny_table(), tmp_path / "new.pt")
+        (tmp_path / "new.pt").replace(models / f"{TABLE}.pt")
+        answer = client.post(f"{url}/admin/reload", timeout=60).json()
+        (new,) = {reference.partition("@")[2] for reference in answer["models"]}
+        assert answer["workers"] == 2
+        for _ in range(20):
+            assert client.get(f"{url}/models").json()["models"][0]["version"] == new
+        (models / f"{TABLE}.pt").write_bytes(b"broken")
+        refused = client.post(f"{url}/admin/reload", timeout=60)
+        assert (refused.status_code, refused.json()["code"]) == (409, "reload_refused")
+
+
+@on_ray
+def test_a_replica_that_is_killed_fails_no_call_and_comes_back(settings: Settings) -> None:
+    with running(Options(min_replicas=2, max_replicas=2), settings) as url, Load(url) as load:
+        time.sleep(1)
+        before = pids()
+        os.kill(before[0], signal.SIGKILL)
+        wait_until(lambda: len(pids()) == 2 and before[0] not in pids() and num_running() == 2)
+        time.sleep(1)
+    assert set(load.outcomes) == {"right"}, load.outcomes
+
+
+@on_ray
+def test_replicas_come_with_the_load_and_go_without_losing_a_request(settings: Settings) -> None:
+    options = Options(max_replicas=2, target_ongoing_requests=1, upscale_delay_s=0, downscale_delay_s=1)
+    with running(options, settings) as url:
+        with Load(url) as load:
+            wait_until(lambda: num_running() == 2)
+        lost = Counter[str]()
+        with GlowClient(url, api_key="secret", retries=0) as client:  # some load goes on, and nobody asks again
+            limit = time.monotonic() + 90
+            while num_running() != 1:
+                assert time.monotonic() < limit
+                try:
+                    client.log_likelihood(ROWS)
+                except GlowError as error:
+                    lost[repr(error)] += 1
+                time.sleep(0.05)
+    assert set(load.outcomes) == {"right"}, load.outcomes
+    assert not lost
+
+
+@on_ray
+def test_a_replica_that_is_stuck_is_replaced(settings: Settings) -> None:
+    changed = settings.model_copy(update={"stall_s": 1.0})
+    with running(Options(), changed) as url:
+        (before,) = pids()
+        os.kill(before, signal.SIGSTOP)
+        try:
+            wait_until(lambda: pids() and before not in pids(), 120)
+        finally:
+            os.kill(before, signal.SIGCONT)
+        wait_until(lambda: httpx.get(f"{url}/readyz", timeout=5).status_code == 200)
+
+
+@on_ray
+def test_figures_reach_rays_own(settings: Settings) -> None:
+    with running(Options(), settings) as url, GlowClient(url, api_key="secret") as client:
+        for _ in range(3):
+            client.log_likelihood(ROWS)
+        (port,) = {node["MetricsExportPort"] for node in ray.nodes()}
+        text = ""
+
+        def told() -> bool:
+            nonlocal text
+            text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=20).text
+            return bool(re.search(r"^ray_glow_rows_total\{.*\} 9", text, re.MULTILINE))
+
+        wait_until(told)
+        for line in (
+            rf'ray_glow_requests_total\{{.*model="{TABLE}".*status="200".*\}} 3',
+            r'ray_glow_request_duration_seconds_bucket\{.*le="\+Inf".*\} 3',
+            r"ray_glow_ready\{.*\} 1",
+            rf'ray_glow_model_info\{{.*model="{TABLE}".*\}} 1',
+            rf'ray_glow_drift_rows\{{.*model="{TABLE}".*\}} 9',
+        ):
+            assert re.search(f"^{line}", text, re.MULTILINE), line
+
+
+@on_ray
+def test_an_answer_has_one_id_that_of_the_caller(settings: Settings) -> None:
+    with running(Options(), settings) as url:
+        answer = httpx.get(f"{url}/nothing", headers={**KEY, "x-request-id": "its-own"})
+        assert answer.headers.get_list("x-request-id") == ["its-own"]
+        assert answer.json()["request_id"] == "its-own"
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_the_command_serves_until_a_signal(models_dir: Path, tmp_path: Path) -> None:
+    port = free_port()
+    models = str(models_dir / f"{TABLE}.pt")
+    command = [sys.executable, "-m", "service.ray_app", "--models", models, "--port", str(port)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOW_CACHE_DIR": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if line.startswith("Glow service on Ray"):
+                break
+        client = GlowClient(f"http://127.0.0.1:{port}")
+        assert client.log_likelihood(ROWS).log_likelihood.shape == (3,)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        threading.Thread(target=process.stderr.read).start()
+        assert process.wait(60) == 0
