@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.bijections import Standardize
 from model.dataset import Array, DataError, Dataset, release_pages
+from model.distributed import ALONE, Processes
 from service.artifact import NOISE_FLOOR, Column, listed_categories
 
 TAIL = 3.0  # scales from its centre at which a table's values begin to be drawn in
@@ -19,19 +20,29 @@ _QUARTILES_OF_NORMAL = 1.349  # standard deviations between the quartiles of a n
 _INNER_NINE_TENTHS_OF_NORMAL = 3.290
 
 
-def describe_columns(data: Dataset) -> list[Column]:
-    """Tell what each column of a table (N, D) is, and its centre and scale, from its rows."""
+def describe_columns(data: Dataset, processes: Processes = ALONE) -> list[Column]:
+    """Tell what each column of a table (N, D) is, and its centre and scale, from its rows.
+
+    Several processes describe some of the columns each.
+    """
+
+    def describe(i: int) -> tuple[Column, bytes]:
+        values = np.ascontiguousarray(data.x[:, i]) + 0.0  # + 0.0: the zero without a sign
+        release_pages(data.x)
+        name = data.columns[i]
+        return _describe(name, values, data.categories.get(name, [])), hashlib.sha256(values.tobytes()).digest()
+
+    mine = range(processes.rank, len(data.columns), processes.size)
+    described = processes.gather(processes.together(lambda: {i: describe(i) for i in mine}))
     columns: list[Column] = []
     first_with: dict[bytes, str] = {}  # digest of the values of a continuous column -> its name
-    for i, name in enumerate(data.columns):
-        values = np.ascontiguousarray(data.x[:, i]) + 0.0  # + 0.0: the zero without a sign
-        column = _describe(name, values, data.categories.get(name, []))
+    for i in range(len(data.columns)):
+        column, digest = described[i % processes.size][i]
         if column.type == "continuous":
-            original = first_with.setdefault(hashlib.sha256(values.tobytes()).digest(), name)
-            if original != name:
+            original = first_with.setdefault(digest, column.name)
+            if original != column.name:
                 column = column.model_copy(update={"type": "duplicate", "duplicate_of": original})
         columns.append(column)
-        release_pages(data.x)
     return columns
 
 

@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from common.errors import UsageError
-from model.dataset import Array, DataError, Dataset, Kind, Selection
+from model.dataset import Array, DataError, Dataset, Kind, Selection, release_pages
+from model.distributed import ALONE, Processes
+from model.scratch import read_once, scratch
 from model.tables import array_table, csv_table, parquet_table, read_table
 
 __all__ = ["Array", "DataError", "Dataset", "Kind", "Selection", "load", "unnamed_columns"]
@@ -25,40 +27,50 @@ def unnamed_columns(num: int) -> list[str]:
     return [f"x{i}" for i in range(num)]
 
 
-def load(source: str, base: Path = Path(), wanted: Selection = _ALL) -> Dataset:
+def load(source: str, base: Path = Path(), wanted: Selection = _ALL, processes: Processes = ALONE) -> Dataset:
     """Read what is wanted of a data set, by the form of its name.
 
     ``*.idx``, ``*ubyte``, either with ``.gz`` (the MNIST format); ``.npy``; ``.npz`` (array ``X`` or ``x``, labels
     ``y``, else its only array); ``.csv`` and ``.parquet`` (columns of numbers, and of text that names categories); a
-    folder of images of one size; ``sklearn:digits`` and ``sklearn:breast-cancer``. Arrays of two dimensions are
-    vectors, those of three (N, H, W) or four (N, C, H, W) are images of whole numbers 0..255. Columns of arrays have no
-    names: those that are wanted are taken by position where there are as many. Rows of a Parquet file come mapped from
-    a scratch file, not in memory. Raises DataError.
+    folder of images of one size, or of Parquet files with the same columns, in the order of their paths;
+    ``sklearn:digits`` and ``sklearn:breast-cancer``. Arrays of two dimensions are vectors, those of three (N, H, W) or
+    four (N, C, H, W) are images of whole numbers 0..255. Columns of arrays have no names: those that are wanted are
+    taken by position where there are as many. Rows of folders and of Parquet files come mapped from a scratch file, not
+    in memory, and several processes of a host share the reading and the file; of other sources the first of them reads
+    for all. Raises DataError.
     """
-    if source in SKLEARN_SETS:
-        return _load_sklearn(source, wanted)
     path = base / source
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
-    labels: Array | None = None
     try:
-        if path.suffix in (".csv", ".parquet") and path.is_file():
-            return read_table(csv_table(path) if path.suffix == ".csv" else parquet_table(path), wanted)
+        if source in SKLEARN_SETS:
+            return read_once(lambda: _load_sklearn(source, wanted), source, processes)
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder")
         if path.is_dir():
-            x = _read_folder(path)
-        elif path.name.removesuffix(".gz").endswith((".idx", "ubyte")):
-            x = _read_idx(path)
-        elif path.suffix == ".npy":
-            x = np.load(path, allow_pickle=False)
-        elif path.suffix == ".npz":
-            x, labels = _read_npz(path)
-        else:
-            raise DataError(f"{path}: unknown kind of file; expected idx, npy, npz, csv, parquet or a folder of images")
-        return _from_array(str(path), x, labels, wanted)
+            return _read_folder(path, wanted, processes)
+        if path.suffix == ".parquet":
+            return read_table(parquet_table(str(path), [path]), wanted, processes=processes)
+        return read_once(lambda: _read_file(path, wanted), str(path), processes)
     except UsageError:
         raise
     except Exception as error:  # the readers raise nearly anything on files that are not what their name says
         raise DataError(f"{path}: cannot be read: {str(error).strip() or type(error).__name__}") from error
+
+
+def _read_file(path: Path, wanted: Selection) -> Dataset:
+    labels: Array | None = None
+    if path.suffix == ".csv":
+        return read_table(csv_table(path), wanted)
+    if path.name.removesuffix(".gz").endswith((".idx", "ubyte")):
+        x = _read_idx(path)
+    elif path.suffix == ".npy":
+        x = np.load(path, allow_pickle=False)
+    elif path.suffix == ".npz":
+        x, labels = _read_npz(path)
+    else:
+        raise DataError(
+            f"{path}: unknown kind of file; expected idx, npy, npz, csv, parquet or a folder of images or of Parquet"
+        )
+    return _from_array(str(path), x, labels, wanted)
 
 
 def _from_array(
@@ -87,8 +99,7 @@ def _from_array(
         wrong = ~((image >= 0) & (image <= 255) & (image == np.floor(image)))
         if wrong.any():
             raise DataError(f"{name}: image {i} holds {image[wrong][0]}; pixels must be whole numbers 0..255")
-    if wanted.categorical:
-        raise DataError(f"{name}: no column {wanted.categorical[0]!r}; it holds images")
+    _check_columns_of_images(name, wanted)
     rows = np.arange(len(x)) if wanted.normal_label is None else np.flatnonzero(wanted.is_normal(labels, name))
     return Dataset(x[rows[wanted.order(len(rows))]].astype(np.uint8, copy=False), [])
 
@@ -117,26 +128,58 @@ def _read_npz(path: Path) -> tuple[Array, Array | None]:
         return archive[name], archive["y"].ravel() if "y" in names and name != "y" else None
 
 
-def _read_folder(path: Path) -> Array:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    images: list[Array] = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
-                    raise DataError(f"{file}: is of mode {image.mode}, expected 8 bits per channel")
-                grey = image.mode in ("1", "L", "LA")
-                pixels = np.asarray(image.convert("L" if grey else "RGB"))
-        except (UnidentifiedImageError, OSError) as error:
-            raise DataError(f"{file}: cannot be read as an image: {error}") from error
-        images.append(pixels[None] if grey else pixels.transpose(2, 0, 1))
-        if images[-1].shape != images[0].shape:
-            raise DataError(
-                f"{file}: every image must be of one size, got {images[-1].shape} after {images[0].shape} (C, H, W)"
-            )
+def _read_folder(path: Path, wanted: Selection, processes: Processes) -> Dataset:
+    files = sorted(path.rglob("*"))
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    tables = [file for file in files if file.suffix.lower() == ".parquet"]
+    if images and tables:
+        raise DataError(f"{path}: holds both images ({images[0].name}) and Parquet files ({tables[0].name})")
+    if tables:
+        return read_table(parquet_table(str(path), tables), wanted, processes=processes)
     if not images:
-        raise DataError(f"{path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return np.stack(images)
+        raise DataError(f"{path}: holds neither images ({', '.join(sorted(IMAGE_SUFFIXES))}) nor Parquet files")
+    return _read_images(path, images, wanted, processes)
+
+
+def _read_images(path: Path, files: list[Path], wanted: Selection, processes: Processes) -> Dataset:
+    """Decode images of one size straight into their places."""
+    _check_columns_of_images(str(path), wanted)
+    if wanted.normal_label is not None:
+        wanted.is_normal(None, str(path))
+    shape = _read_image(files[0]).shape
+    x = scratch((len(files), *shape), np.uint8, str(path), processes)
+    places = np.argsort(wanted.order(len(files)))  # read in the order of their paths
+
+    def fill() -> None:
+        for number, i in processes.local_share(list(enumerate(places))):
+            image = _read_image(files[number])
+            if image.shape != shape:
+                raise DataError(
+                    f"{files[number]}: every image must be of one size, got {image.shape} after {shape} (C, H, W)"
+                )
+            x[i] = image
+        release_pages(x)
+
+    processes.together(fill)
+    return Dataset(x, [])
+
+
+def _read_image(file: Path) -> Array:
+    """Decode an image: (C, H, W) uint8."""
+    try:
+        with Image.open(file) as image:
+            if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
+                raise DataError(f"{file}: is of mode {image.mode}, expected 8 bits per channel")
+            grey = image.mode in ("1", "L", "LA")
+            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{file}: cannot be read as an image: {error}") from error
+    return pixels[None] if grey else pixels.transpose(2, 0, 1)
+
+
+def _check_columns_of_images(name: str, wanted: Selection) -> None:
+    if wanted.categorical:
+        raise DataError(f"{name}: no column {wanted.categorical[0]!r}; it holds images")
 
 
 def _load_sklearn(source: str, wanted: Selection) -> Dataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from mmap import MADV_DONTNEED, mmap
 from typing import Any, Literal
@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from common.errors import UsageError
+from model.distributed import ALONE, Processes
 
 Array = npt.NDArray[Any]
 Kind = Literal["image", "vector"]
-_DIGEST_BYTES = 2**22  # hashed at a time
+_PIECE_BYTES = 2**22  # looked at together, where all values are
 
 
 class DataError(UsageError):
@@ -74,22 +75,36 @@ class Dataset:
         """SHA-256 of the values, their shape and the names of the categories."""
         categories = f"{sorted(self.categories.items())}" if self.categories else ""
         digest = hashlib.sha256(f"{self.x.dtype.str}{self.x.shape}{categories}".encode())
-        step = max(1, _DIGEST_BYTES // max(1, self.x[:1].nbytes))
-        for start in range(0, len(self.x), step):
-            digest.update(self.x[start : start + step].tobytes())
-        release_pages(self.x)
+        for piece in self._pieces():
+            digest.update(piece.tobytes())
         return digest.hexdigest()
 
-    def value_probabilities(self, num_values: int, uniform_share: float = 0.1) -> Array:
-        """Frequency of each pixel value 0..num_values-1, mixed with a share of equal ones so that none is rare."""
-        counts = np.bincount(self.x.ravel(), minlength=num_values)
+    def value_probabilities(self, num_values: int, uniform_share: float = 0.1, processes: Processes = ALONE) -> Array:
+        """Frequency of each pixel value 0..num_values-1, mixed with a share of equal ones so that none is rare.
+
+        Several processes count a part each.
+        """
+        counted = np.zeros(num_values, np.int64)
+        for piece in self.take(processes.part(len(self.x)))._pieces():
+            counted += np.bincount(piece.ravel(), minlength=num_values)
+        counts = np.sum(processes.gather(counted), 0)
         probabilities: Array = (1 - uniform_share) * counts / counts.sum() + uniform_share / num_values
         return probabilities
 
     def check_pixels(self, highest: float, source: str) -> None:
         """Raise DataError where an image holds a value over the highest that the model knows."""
-        if self.kind == "image" and self.x.max() > highest:
-            raise DataError(f"{source}: holds pixel {self.x.max()}, over {highest:.0f}, the most that the model takes")
+        for piece in self._pieces() if self.kind == "image" else ():
+            if piece.max() > highest:
+                raise DataError(
+                    f"{source}: holds pixel {piece.max()}, over {highest:.0f}, the most that the model takes"
+                )
+
+    def _pieces(self) -> Iterator[Array]:
+        """Iterate over all rows, of which few are in memory."""
+        step = max(1, _PIECE_BYTES // max(1, self.x[:1].nbytes))
+        for start in range(0, len(self.x), step):
+            yield self.x[start : start + step]
+        release_pages(self.x)
 
     def take(self, rows: Array | slice) -> Dataset:
         """Select rows by index or by mask; a slice is a view."""

@@ -1,54 +1,117 @@
-"""Data parallelism: the same run on several processes, started by torchrun or alone.
+"""Data parallelism: the same run on several processes, of one host or of several, started by torchrun, or alone.
 
-Every process draws the whole batch and its noise, takes its own share of the rows, and averages gradients with the
-others, so that without dropout a run depends on the recipe and not on the number of processes, but for rounding.
+Every process takes its share of the rows of a step and averages gradients with the others, so that without dropout a
+run depends on the recipe and not on the number of processes, but for rounding. One exchange of all gradients at the end
+of a step, and not DistributedDataParallel's buckets during the backward pass: that was no faster (``make bench-ddp``),
+and here the figures of the step, whether to stop and gradients summed over parts of a batch travel along.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
-from model.recipe import RecipeError
+from common.cli import WRONG_USE
+from common.errors import UsageError
+
+T = TypeVar("T")
+STEP_LIMIT = timedelta(minutes=5)  # of an exchange between steps: a host without power closes no connection
+PATIENCE = timedelta(days=1)  # while others read data, or the leading process measures and writes
+
+
+class LostProcessError(UsageError):
+    """Another process of the run ended, or its host cannot be reached."""
 
 
 class Processes:
-    """The processes of a run: this one's ``rank`` of ``size`` and its ``device``; outside torchrun a single one.
+    """The processes of a run: this one's ``rank`` of ``size``, and its place among those of its host; by default alone.
 
-    Raises RecipeError where a GPU is wanted and none is there.
+    Those of a host have ranks in a row, of which the first leads the host. Every method that exchanges something is
+    called by all processes in the same order, and raises LostProcessError where one of them is gone.
     """
 
-    def __init__(self, device: Literal["auto", "cpu", "cuda"] = "auto") -> None:
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.device = torch.device("cpu")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise RecipeError("training.device is 'cuda', but torch finds no GPU")
-        if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            torch.cuda.set_device(self.device)
-        if self.size > 1:
-            distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1) -> None:
+        self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
+        self._failing = False
+        self._patient = distributed.new_group(backend="gloo", timeout=PATIENCE) if size > 1 else None
 
     @property
     def leads(self) -> bool:
         """Whether this process is the one that writes files and talks."""
         return self.rank == 0
 
-    def share(self, rows: Tensor) -> Tensor:
-        """This process's part of a batch, whose size must be a multiple of the number of processes."""
-        return rows.chunk(self.size)[self.rank]
+    @property
+    def leads_host(self) -> bool:
+        """Whether this process does what is done once a host."""
+        return self.local_rank == 0
+
+    def part(self, total: int) -> slice:
+        """This process's part of so many rows: the parts differ by one row at most."""
+        return slice(total * self.rank // self.size, total * (self.rank + 1) // self.size)
+
+    def local_share(self, things: list[T]) -> list[T]:
+        """This process's part of what the processes of a host divide among them."""
+        return things[self.local_rank :: self.local_size]
+
+    def gather(self, value: T) -> list[T]:
+        """Return the value of every process, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[T | None] = [None] * self.size
+        with _exchange():
+            distributed.all_gather_object(values, value, group=self._patient)
+        return values  # type: ignore[return-value]
+
+    def give(self, value: T | None, source: int) -> T:
+        """Return the value that one process has."""
+        values = [value]
+        if self.size > 1:
+            with _exchange():
+                distributed.broadcast_object_list(values, src=source, group=self._patient)
+        return values[0]  # type: ignore[return-value]
+
+    def together(self, act: Callable[[], T]) -> T:
+        """Do something in every process and return its own result, once all are done.
+
+        What goes wrong in some of them is raised in the first of these, and the others end behind it. Calls may nest.
+        """
+        if self.size == 1:
+            return act()
+        value, error = None, None
+        try:
+            value = act()
+        except Exception as raised:
+            if self._failing or isinstance(raised, LostProcessError):
+                raise
+            error, self._failing = raised, True
+        failing = [rank for rank, fails in enumerate(self.gather(error is not None)) if fails]
+        if not failing:
+            return value  # type: ignore[return-value]
+        if error is not None and self.rank == failing[0]:
+            raise error
+        with suppress(RuntimeError):  # until that one has told what is wrong, and is gone
+            distributed.barrier(group=self._patient)
+        os._exit(WRONG_USE)
+
+    def once_a_host(self, act: Callable[[], T]) -> T:
+        """Do something in the leading process of each host and return its result in all of that host."""
+        value = self.together(lambda: act() if self.leads_host else None)
+        return self.gather(value)[self.rank - self.local_rank]  # type: ignore[return-value]
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replace each tensor by its mean over the processes, in one exchange."""
         if self.size == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
-        distributed.all_reduce(flat)
+        with _exchange():
+            distributed.all_reduce(flat)
         flat /= self.size
         for tensor, mean in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
@@ -56,8 +119,9 @@ class Processes:
     def broadcast(self, module: nn.Module) -> None:
         """Give every process the leading one's parameters and buffers."""
         if self.size > 1:
-            for value in module.state_dict().values():
-                distributed.broadcast(value, src=0)
+            with _exchange():
+                for value in module.state_dict().values():
+                    distributed.broadcast(value, src=0)
 
     def finish(self, code: int) -> None:
         """End a process of several with an exit code, once all have come this far; alone, raise SystemExit if not 0.
@@ -65,9 +129,39 @@ class Processes:
         Without the interpreter's teardown: now and then gloo's threads outlive it and abort a finished run.
         """
         if self.size > 1:
-            distributed.barrier()
+            with _exchange():
+                distributed.barrier(group=self._patient)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
         if code:
             raise SystemExit(code)
+
+
+ALONE = Processes()
+
+
+def join() -> Processes:
+    """Join the processes that torchrun has started with this one, if it has."""
+    rank, size, local_rank, local_size = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    )
+    if size > 1:
+        backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backends, timeout=STEP_LIMIT)
+    return Processes(rank, size, local_rank, local_size)
+
+
+def may_restart() -> bool:
+    """Whether torchrun starts the processes again where one has died: ``--max-restarts``."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LostProcessError(f"another process of the run has ended or cannot be reached: {reason}") from error

@@ -211,11 +211,9 @@ def parser() -> Parser:
     return parser
 
 
-def run(source: Path, out: Path, data_dir: Path) -> Outcome:
-    """Export the checkpoint in a file. Raises UsageError and ArtifactError."""
-    check_output(out, {"checkpoint": source}, [".pt"])
-    checkpoint = load_checkpoint(source)
-    manifest = export(checkpoint, load_splits(checkpoint.recipe.data, data_dir), out)
+def run(checkpoint: Checkpoint, splits: Splits, out: Path) -> Outcome:
+    """Export a checkpoint. Raises UsageError and ArtifactError."""
+    manifest = export(checkpoint, splits, out)
     test, calibration = manifest.test, manifest.calibration
     assert calibration is not None
     return Outcome(
@@ -234,7 +232,9 @@ def run(source: Path, out: Path, data_dir: Path) -> Outcome:
 def main(argv: list[str]) -> None:
     """Run the command."""
     args = parser().parse_args(argv)
-    tell(run(args.checkpoint, args.out, args.data_dir), args.json)
+    check_output(args.out, {"checkpoint": args.checkpoint}, [".pt"])
+    checkpoint = load_checkpoint(args.checkpoint)
+    tell(run(checkpoint, load_splits(checkpoint.recipe.data, args.data_dir), args.out), args.json)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from pathlib import Path
 from common.cli import DONE, FAILED, INTERRUPTED, TERMINATED, WRONG_USE, Parser, run_command, tell
 from common.errors import UsageError
 from model import export, train
+from model.checkpoint import load_checkpoint
 from model.cli import add_recipe
-from model.recipe import read_recipe
+from model.distributed import join
+from model.recipe import Splits, read_recipe
+from model.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -49,16 +53,22 @@ def parser() -> Parser:
 
 def main(argv: list[str]) -> None:
     """Run the command; a run that is stopped before its last step exports nothing, and ends as the training does."""
-    args = parser().parse_args(argv)
-    recipe = read_recipe(args.recipe, args.set)
-    if not (args.models.is_dir() and os.access(args.models, os.W_OK)):  # now, not after hours
-        raise UsageError(f"--models: {args.models} must be a folder that user {os.getuid()} may write to")
-    folder = args.runs / recipe.name
+    processes = join()
+
+    def start() -> tuple[argparse.Namespace, Path, Trainer, Splits]:
+        args = parser().parse_args(argv)
+        recipe = read_recipe(args.recipe, args.set)
+        if processes.leads and not (args.models.is_dir() and os.access(args.models, os.W_OK)):  # now, not after hours
+            raise UsageError(f"--models: {args.models} must be a folder that user {os.getuid()} may write to")
+        out = args.runs / recipe.name
+        return args, out, *train.prepare(recipe, args.data_dir, out, None, processes)
+
+    args, out, trainer, splits = processes.together(start)
     again = shlex.join(["python", "-m", "model.pipeline", *argv])
-    training, processes, code = train.run(recipe, args.data_dir, folder, (folder / "last.pt").exists(), again)
+    training, code = train.run(trainer, splits, args.data_dir, out, again)
     artifact = None
     if code == DONE:
-        artifact = export.run(folder / "best.pt", args.models / f"{recipe.name}.pt", args.data_dir)
+        artifact = export.run(load_checkpoint(out / "best.pt"), splits, args.models / f"{training.name}.pt")
     tell(Outcome(training, artifact), args.json)
     processes.finish(code)
 

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from common.cli import did_you_mean
 from common.errors import UsageError
 from model.data import DataError, Dataset, Selection, load
+from model.distributed import ALONE, Processes
 from model.glow import GlowConfig
 from service.scores import CALIBRATED, ScoreName, smallest_p_value
 
@@ -68,7 +69,8 @@ class TrainingRecipe(_Table):
     """How the likelihood is maximised: Adam, warm-up then cosine decay, clipped gradients, averaged weights."""
 
     steps: int = Field(ge=1, le=10**9)
-    batch_size: int = Field(64, ge=1, le=2**20)
+    batch_size: int = Field(64, ge=1, le=2**20)  # rows of a step, over all processes
+    accumulation: int = Field(1, ge=1, le=2**20)  # parts in which a process's rows of a step go through the flow
     learning_rate: float = Field(1e-3, gt=0)
     final_learning_rate: float = Field(0.02, ge=0, le=1)  # as a fraction of learning_rate
     warmup_steps: int = Field(200, ge=0)
@@ -194,18 +196,25 @@ class Splits:
     calibration: Dataset
     test: Dataset | None
 
-    def check_pixels(self, highest: int) -> None:
-        """Raise DataError where an image of any set holds a value over the highest that the model knows."""
-        for name, data in vars(self).items():
-            if data is not None:
-                data.check_pixels(highest, f"the {name} rows")
+    def check_pixels(self, highest: int, processes: Processes = ALONE) -> None:
+        """Raise DataError where an image of any set holds a value over the highest that the model knows.
+
+        Several processes look at a part of the images each.
+        """
+
+        def check() -> None:
+            for name, data in vars(self).items():
+                if data is not None:
+                    data.take(processes.part(len(data.x))).check_pixels(highest, f"the {name} rows")
+
+        processes.together(check)
 
 
-def load_splits(recipe: DataRecipe, data_dir: Path) -> Splits:
+def load_splits(recipe: DataRecipe, data_dir: Path, processes: Processes = ALONE) -> Splits:
     """Load a recipe's data and divide it; the parts of one source are views of one array. Raises DataError."""
     wanted = Selection(recipe.label_column, recipe.normal_label)
     of_train = replace(wanted, categorical=recipe.categorical, ignored=recipe.ignored, shuffle_seed=recipe.split_seed)
-    data = load(recipe.train, data_dir, of_train)
+    data = load(recipe.train, data_dir, of_train, processes)
     total = len(data.x)
     num_test = _num_rows(recipe.test, total, 2) if isinstance(recipe.test, int | float) else 0
     ends = [_num_rows(recipe.validation, total, 1)]
@@ -215,7 +224,7 @@ def load_splits(recipe: DataRecipe, data_dir: Path) -> Splits:
         raise DataError(f"{recipe.train}: {ends[2]} rows held out of {total} leave none to fit")
     test = data.take(slice(ends[1], ends[2])) if num_test else None
     if isinstance(recipe.test, str):
-        test = load(recipe.test, data_dir, replace(wanted, known=data.known or None))
+        test = load(recipe.test, data_dir, replace(wanted, known=data.known or None), processes)
         if test.shape != data.shape:
             raise DataError(f"{recipe.test}: rows of shape {test.shape}, expected {data.shape} as in {recipe.train}")
     return Splits(

@@ -1,17 +1,17 @@
 """Tables: CSV files, Parquet files and arrays become float64 rows, batch by batch.
 
 Every source is a sequence of record batches, so that one code checks, encodes and places the values of all of them. Of
-a Parquet file no more than a few batches are in memory: its rows go straight to their places in a scratch file, which
-is mapped, and which the file system forgets when the process ends.
+Parquet files no more than a few batches are in memory: their rows go straight to their places in a scratch file, and
+several processes of a host read some of the row groups each.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from pyarrow import csv, parquet
 from common.cli import did_you_mean
 from common.dialect import column_separator, with_points
 from model.dataset import Array, DataError, Dataset, Selection, release_pages
+from model.distributed import ALONE, Processes
+from model.scratch import scratch
 from service.artifact import listed_categories
 
 MAX_CATEGORIES = 10_000  # a column with more different names is an identifier or free text, or numbers with a typo
@@ -32,14 +34,27 @@ _NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.t
 
 
 @dataclass(frozen=True)
+class Part:
+    """Rows of a table that are read together: a row group of a Parquet file, or all of them."""
+
+    source: str  # its file
+    rows: range  # their numbers in the table
+    first_in_source: int  # number of the first one in the file
+    batches: Callable[[list[str]], Iterator[pa.RecordBatch]]  # of these columns, in the order of the rows
+
+
+@dataclass(frozen=True)
 class Table:
     """A source of record batches, which may be read several times."""
 
     name: str
     schema: pa.Schema
-    num_rows: int
-    batches: Callable[[list[str]], Iterator[pa.RecordBatch]]  # of these columns, in the order of the file
+    parts: list[Part]
     streamed: bool = False  # its values do not lie in memory
+
+    @property
+    def num_rows(self) -> int:
+        return self.parts[-1].rows.stop if self.parts else 0
 
 
 def csv_table(path: Path) -> Table:
@@ -64,17 +79,48 @@ def arrow_table(name: str, table: pa.Table) -> Table:
     def batches(columns: list[str]) -> Iterator[pa.RecordBatch]:
         yield from table.select(columns).to_batches(_batch_rows(len(columns)))
 
-    return Table(name, table.schema, table.num_rows, batches)
+    return Table(name, table.schema, [Part(name, range(table.num_rows), 0, batches)])
 
 
-def parquet_table(path: Path) -> Table:
-    """Open a Parquet file; its values are read later, batch by batch."""
-    file = parquet.ParquetFile(path, memory_map=True)  # unmapped, it would read a whole row group
+def parquet_table(name: str, paths: list[Path]) -> Table:
+    """Open Parquet files, whose rows follow each other; values are read later, batch by batch.
 
-    def batches(columns: list[str]) -> Iterator[pa.RecordBatch]:
-        yield from file.iter_batches(_batch_rows(len(columns)), columns=columns, use_threads=False)
+    Raises DataError where a file's columns are not those of the first, or are of other types.
+    """
+    schema: pa.Schema | None = None
+    parts: list[Part] = []
+    first = 0
+    for path in paths:
+        file = parquet.ParquetFile(path)
+        if schema is None:
+            schema = file.schema_arrow
+        _check_schema(path, file.schema_arrow, paths[0], schema)
+        first_in_file = 0
+        for number in range(file.metadata.num_row_groups):
+            num_rows = file.metadata.row_group(number).num_rows
+            read = partial(_read_row_group, path, file.metadata, number)
+            parts.append(Part(str(path), range(first, first + num_rows), first_in_file, read))
+            first, first_in_file = first + num_rows, first_in_file + num_rows
+    assert schema is not None
+    return Table(name, schema, parts, streamed=True)
 
-    return Table(str(path), file.schema_arrow, file.metadata.num_rows, batches, streamed=True)
+
+def _read_row_group(
+    path: Path, metadata: parquet.FileMetaData, number: int, columns: list[str]
+) -> Iterator[pa.RecordBatch]:
+    file = parquet.ParquetFile(path, metadata=metadata, memory_map=True)  # unmapped, it would read a whole row group
+    yield from file.iter_batches(_batch_rows(len(columns)), row_groups=[number], columns=columns, use_threads=False)
+
+
+def _check_schema(path: Path, schema: pa.Schema, first: Path, expected: pa.Schema) -> None:
+    for name in expected.names:
+        if name not in schema.names:
+            raise DataError(f"{path}: no column {name!r}, which {first} has")
+    for field in schema:
+        if field.name not in expected.names:
+            raise DataError(f"{path}: column {field.name!r} is not in {first}")
+        if (type_ := expected.types[expected.names.index(field.name)]) != field.type:
+            raise DataError(f"{path}: column {field.name!r} is of type {field.type}, but {type_} in {first}")
 
 
 def array_table(name: str, x: Array, columns: list[str]) -> Table:
@@ -88,42 +134,47 @@ def array_table(name: str, x: Array, columns: list[str]) -> Table:
             values = [pa.array(x[start : start + step, numbers[column]]) for column in columns]
             yield pa.RecordBatch.from_arrays(values, columns)
 
-    return Table(name, pa.schema([(column, pa.from_numpy_dtype(x.dtype)) for column in columns]), len(x), batches)
+    schema = pa.schema([(column, pa.from_numpy_dtype(x.dtype)) for column in columns])
+    return Table(name, schema, [Part(name, range(len(x)), 0, batches)])
 
 
 def _batch_rows(num_columns: int) -> int:
     return max(256, _BATCH_VALUES // num_columns)
 
 
-def read_table(table: Table, wanted: Selection, labels: Array | None = None) -> Dataset:
+def read_table(table: Table, wanted: Selection, labels: Array | None = None, processes: Processes = ALONE) -> Dataset:
     """Read the wanted rows and columns of a table, with labels (N,) where its rows have them apart.
 
-    Raises DataError naming row and column of a missing, infinite or unknown value; rows are counted from 0, without a
-    heading.
+    Raises DataError naming file, row and column of a missing, infinite or unknown value; rows are counted from 0,
+    without a heading.
     """
     if not table.num_rows:
         raise DataError(f"{table.name}: holds no rows")
     columns, categorical = _columns(table, wanted)
     kept = _kept_rows(table, wanted, labels)
-    categories = {name: (wanted.known or {}).get(name) or _categories_of(table, name, kept) for name in categorical}
-    place = _places(wanted.order(int(kept.sum())))
-    shape = (len(place), len(columns))
-    x = _scratch(shape, table.name) if table.streamed else np.empty(shape)
+    categories = _categories(table, categorical, kept, wanted, processes)
+    place = _places(wanted.order(int(kept.sum())), kept)
+    shape = (int(kept.sum()), len(columns))
+    x = scratch(shape, np.float64, table.name, processes) if table.streamed else np.empty(shape)
     step = _PARQUET_COLUMNS if table.streamed else len(columns)
-    for first in range(0, len(columns), step):
-        group, done = columns[first : first + step], 0
-        for rows, batch in _kept_batches(table, group, kept):
-            values = [_values(table.name, name, batch.column(name), rows, categories.get(name)) for name in group]
-            x[place[done : done + len(rows)], first : first + step] = np.stack(values, 1)
-            done += len(rows)
-        release_pages(x)
+    units = [(first, part) for first in range(0, len(columns), step) for part in table.parts]
+
+    def fill() -> None:
+        for first, part in processes.local_share(units):
+            group = columns[first : first + step]
+            for rows, batch in _kept_batches(part, group, kept):
+                values = [_values(part, name, batch.column(name), rows, categories.get(name)) for name in group]
+                x[place[rows], first : first + step] = np.stack(values, 1)
+            release_pages(x)
+
+    processes.together(fill)
     return Dataset(x, columns, categories)
 
 
-def _places(order: Array) -> Array:
-    """Tell where each row goes: the inverse of a permutation (N,)."""
-    places = np.empty_like(order)
-    places[order] = np.arange(len(order))
+def _places(order: Array, kept: Array) -> Array:
+    """Tell where each row of a table goes: (N,) from which of the kept ones comes i-th; of others, anything."""
+    places = np.zeros(len(kept), order.dtype)
+    places[np.flatnonzero(kept)[order]] = np.arange(len(order))
     return places
 
 
@@ -133,14 +184,15 @@ def _kept_rows(table: Table, wanted: Selection, labels: Array | None) -> Array:
         return np.ones(table.num_rows, np.bool_)
     name = wanted.label_column
     if name is not None:
-        labels = np.concatenate([batch.column(name).to_numpy(zero_copy_only=False) for batch in table.batches([name])])
+        batches = (batch for part in table.parts for batch in part.batches([name]))
+        labels = np.concatenate([batch.column(name).to_numpy(zero_copy_only=False) for batch in batches])
     return wanted.is_normal(labels, table.name)
 
 
 def _columns(table: Table, wanted: Selection) -> tuple[list[str], list[str]]:
     """Names of the columns to read, and of those of them that hold names of categories."""
     names: list[str] = table.schema.names
-    twice = [name for name in names if names.count(name) > 1]
+    twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise DataError(f"{table.name}: two columns are named {twice[0]!r}")
     others = [*wanted.ignored, *([wanted.label_column] if wanted.label_column is not None else [])]
@@ -166,32 +218,50 @@ def _is_categorical(table: Table, name: str, wanted: Selection) -> bool:
     return name in wanted.categorical if known is None else known
 
 
-def _kept_batches(table: Table, columns: list[str], kept: Array) -> Iterator[tuple[Array, pa.RecordBatch]]:
-    """Iterate over the kept rows: their numbers in the file, and their values."""
-    start = 0
-    for batch in table.batches(columns):
+def _kept_batches(part: Part, columns: list[str], kept: Array) -> Iterator[tuple[Array, pa.RecordBatch]]:
+    """Iterate over the kept rows: their numbers in the table, and their values."""
+    start = part.rows.start
+    for batch in part.batches(columns):
         mask = kept[start : start + batch.num_rows]
         yield start + np.flatnonzero(mask), batch if mask.all() else batch.filter(pa.array(mask))
         start += batch.num_rows
 
 
-def _categories_of(table: Table, name: str, kept: Array) -> list[str]:
-    """Collect the names in a column."""
-    found: set[str] = set()
-    for rows, batch in _kept_batches(table, [name], kept):
-        column = batch.column(name)
-        _check_present(table.name, name, column, rows)
-        found.update(_codes(column)[0])
-        if len(found) > MAX_CATEGORIES:
+def _categories(
+    table: Table, names: list[str], kept: Array, wanted: Selection, processes: Processes
+) -> dict[str, list[str]]:
+    """Collect the names of categories in columns, or take those that are known."""
+    known = {name: (wanted.known or {}).get(name) for name in names}
+    units = [(name, part) for name in names if not known[name] for part in table.parts]
+    found: dict[str, set[str]] = {name: set() for name in names}
+
+    def add(name: str, more: set[str]) -> None:
+        found[name] |= more
+        if len(found[name]) > MAX_CATEGORIES:
             raise DataError(
                 f"{table.name}: column {name!r} holds more than {MAX_CATEGORIES} names, too many categories"
             )
-    return sorted(found)
+
+    def collect() -> None:
+        for name, part in processes.local_share(units):
+            for rows, batch in _kept_batches(part, [name], kept):
+                column = batch.column(name)
+                _check_present(part, name, column, rows)
+                add(name, set(_codes(column)[0]))
+
+    def merge(others: list[dict[str, set[str]]]) -> dict[str, list[str]]:
+        for name, more in ((name, more) for other in others for name, more in other.items()):
+            add(name, more)
+        return {name: known[name] or sorted(found[name]) for name in names}
+
+    processes.together(collect)
+    others = processes.gather(found)
+    return processes.together(lambda: merge(others))
 
 
-def _values(source: str, name: str, column: pa.Array[Any], rows: Array, categories: list[str] | None) -> Array:
+def _values(part: Part, name: str, column: pa.Array[Any], rows: Array, categories: list[str] | None) -> Array:
     """Values of a column as float64; of one with categories, their codes."""
-    _check_present(source, name, column, rows)
+    _check_present(part, name, column, rows)
     if categories is None:
         values: Array = column.to_numpy(zero_copy_only=False).astype(np.float64)
         return values
@@ -200,7 +270,7 @@ def _values(source: str, name: str, column: pa.Array[Any], rows: Array, categori
     codes = np.array([numbers.get(text, -1) for text in names], np.float64)[indices]
     for i in np.flatnonzero(codes < 0)[:1]:
         value, known = names[indices[i]], listed_categories(categories)
-        raise DataError(f"{source}: row {rows[i]}, column {name!r} is {value!r}, not one of its categories: {known}")
+        raise DataError(f"{_row(part, rows[i])}, column {name!r} is {value!r}, not one of its categories: {known}")
     return codes
 
 
@@ -221,26 +291,18 @@ def _name_of(value: object) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _check_present(source: str, name: str, column: pa.Array[Any], rows: Array) -> None:
+def _check_present(part: Part, name: str, column: pa.Array[Any], rows: Array) -> None:
     """Raise DataError where a value is missing (null or NaN) or infinite."""
     missing = column.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
     if missing.any():
-        row = rows[missing.argmax()]
-        raise DataError(f"{source}: row {row}, column {name!r} is missing; every value must be present")
+        row = _row(part, rows[missing.argmax()])
+        raise DataError(f"{row}, column {name!r} is missing; every value must be present")
     if pa.types.is_floating(column.type):
         values = column.to_numpy(zero_copy_only=False)
         for i in np.flatnonzero(np.isinf(values))[:1]:
-            raise DataError(f"{source}: row {rows[i]}, column {name!r} is {values[i]}; every value must be finite")
+            raise DataError(f"{_row(part, rows[i])}, column {name!r} is {values[i]}; every value must be finite")
 
 
-def _scratch(shape: tuple[int, int], source: str) -> Array:
-    """Map a file of float64 without a name, in TMPDIR; its space is reserved at once. Raises DataError."""
-    size = 8 * shape[0] * shape[1]
-    try:
-        with tempfile.TemporaryFile() as file:
-            if hasattr(os, "posix_fallocate"):  # a disk that fills up later would end the process
-                os.posix_fallocate(file.fileno(), 0, size)
-            return np.memmap(file, np.float64, "w+", shape=shape)
-    except OSError as error:
-        folder = tempfile.gettempdir()
-        raise DataError(f"{source}: needs {size} bytes in {folder} (TMPDIR): {error.strerror}") from error
+def _row(part: Part, number: int) -> str:
+    """Name a row of a table by its file and its place there."""
+    return f"{part.source}: row {number - part.rows.start + part.first_in_source}"

@@ -6,12 +6,12 @@ takes exactly the steps that an uninterrupted one would have taken.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import math
 import shlex
 import signal
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +33,14 @@ from common.cli import (
     run_command,
     tell,
 )
-from model.checkpoint import load_checkpoint, save_checkpoint
+from common.errors import UsageError
+from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from model.cli import add_recipe
-from model.distributed import Processes
+from model.distributed import Processes, join, may_restart
 from model.divergence import DivergedError
 from model.event_log import EventLog
 from model.plots import sample_grid, save_curves, save_picture
-from model.recipe import Recipe, RecipeError, load_splits, read_recipe
+from model.recipe import Recipe, RecipeError, Splits, load_splits, read_recipe
 from model.report import write_report
 from model.trainer import EVALUATION_SEED, Trainer, generator_of
 
@@ -55,7 +56,8 @@ def train(trainer: Trainer, out: Path, progress: bool = True) -> bool:
     is shown, and neither curves nor events are written, which take half of the time of a small table.
     """
     training, leads = trainer.recipe.training, trainer.processes.leads
-    out.mkdir(parents=True, exist_ok=True)
+    if leads:
+        out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic() - trainer.seconds
     stopping = False
     quiet = not (leads and progress)
@@ -214,28 +216,63 @@ def parser() -> Parser:
     return parser
 
 
-def run(recipe: Recipe, data_dir: Path, out: Path, resume: bool, again: str) -> tuple[Outcome, Processes, int]:
-    """Train, or go on, to the end or a signal, from where the command ``again`` goes on.
+def prepare(
+    recipe: Recipe, data_dir: Path, out: Path, resume: bool | None, processes: Processes
+) -> tuple[Trainer, Splits]:
+    """Load data and build what trains on it; ``resume`` a run that ``out`` has to hold, must not, or may hold (None).
 
-    Returns the outcome, what is left to ``finish``, and the exit code. Raises UsageError; training that diverges ends
-    the process.
+    Raises UsageError.
     """
     last = out / "last.pt"
-    if not resume and (last.exists() or (out / "best.pt").exists()):
+    held = any(processes.gather(last.exists() or (out / "best.pt").exists()))
+    if resume is False and held:
         raise RecipeError(f"{out} already holds a run: --resume continues it, --out names another folder")
-    if resume and not last.exists():
+    checkpoint = None if resume is False else newest_checkpoint(out, processes)
+    if resume and checkpoint is None:
         raise RecipeError(f"--resume: {last} does not exist")
-    splits = load_splits(recipe.data, data_dir)
+    if resume is None and checkpoint and processes.leads:
+        note(f"going on from step {checkpoint.step} of {last}")
+    splits = load_splits(recipe.data, data_dir, processes)
     recipe.check_calibration(len(splits.calibration.x))
-    processes = Processes(recipe.training.device)
-    checkpoint = load_checkpoint(last) if resume else None
-    trainer = _build(lambda: Trainer(recipe, splits, checkpoint, processes), recipe)
+    try:
+        return Trainer(recipe, splits, checkpoint, processes), splits
+    except UsageError:
+        raise
+    except ValueError as error:  # what no single key of the recipe could tell: the flow does not fit the data
+        raise RecipeError(f"recipe {recipe.name!r} does not fit its data: {error}") from error
+
+
+def newest_checkpoint(out: Path, processes: Processes) -> Checkpoint | None:
+    """Return the newest last.pt of any host in all processes, and leave the leading one the best.pt beside it.
+
+    So it is enough that one host holds the folder, and not the one whose process leads now.
+    """
+
+    def read(name: str) -> Checkpoint | None:
+        path = out / name
+        return load_checkpoint(path) if processes.leads_host and path.exists() else None
+
+    last, best = processes.together(lambda: (read("last.pt"), read("best.pt")))
+    ages = processes.gather((-1, -1) if last is None else (last.rollbacks, last.step))
+    source = ages.index(max(ages))
+    last, best = processes.give((last, best), source)
+    if processes.leads and source != processes.rank and best is not None:
+        save_checkpoint(best, out / "best.pt")
+    return last
+
+
+def run(trainer: Trainer, splits: Splits, data_dir: Path, out: Path, again: str) -> tuple[Outcome, int]:
+    """Train to the end or to a signal, from where the command ``again`` goes on; returns the outcome and the exit code.
+
+    Only the leading process comes back. The others end with it, and training that diverges ends all.
+    """
+    recipe, processes = trainer.recipe, trainer.processes
     keep_freed_memory()
     try:
         complete = train(trainer, out)
     except DivergedError as error:
         if processes.leads:
-            save_checkpoint(trainer.sound, last)
+            save_checkpoint(trainer.sound, out / "last.pt")
             note(f"error: {error}")
         processes.finish(FAILED)
     code = DONE if complete else 128 + trainer.stopped_by
@@ -264,16 +301,23 @@ def run(recipe: Recipe, data_dir: Path, out: Path, resume: bool, again: str) -> 
         report=str(out / "report.md"),
         next=shlex.join(export) if complete else again,
     )
-    return outcome, processes, code
+    return outcome, code
 
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    args = parser().parse_args(argv)
-    recipe = read_recipe(args.recipe, args.set)
-    out = args.out or Path("runs") / recipe.name
+    processes = join()
+
+    def start() -> tuple[argparse.Namespace, Path, Trainer, Splits]:
+        args = parser().parse_args(argv)
+        recipe = read_recipe(args.recipe, args.set)
+        out = args.out or Path("runs") / recipe.name
+        resume = None if may_restart() else args.resume
+        return args, out, *prepare(recipe, args.data_dir, out, resume, processes)
+
+    args, out, trainer, splits = processes.together(start)
     again = shlex.join(["python", "-m", "model.train", *argv, *([] if args.resume else ["--resume"])])
-    outcome, processes, code = run(recipe, args.data_dir, out, args.resume, again)
+    outcome, code = run(trainer, splits, args.data_dir, out, again)
     tell(outcome, args.json)
     processes.finish(code)
 
@@ -288,15 +332,6 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
         mallopt(mmap_threshold, 2**25)
         mallopt(trim_threshold, 2**31 - 1)
-
-
-def _build(build: Callable[[], Trainer], recipe: Recipe) -> Trainer:
-    try:
-        return build()
-    except RecipeError:
-        raise
-    except ValueError as error:  # what no single key of the recipe could tell: the flow does not fit the data
-        raise RecipeError(f"recipe {recipe.name!r} does not fit its data: {error}") from error
 
 
 if __name__ == "__main__":

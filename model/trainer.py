@@ -6,6 +6,7 @@ import copy
 import math
 import signal
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from model.bijections import Bijection, Pixels
 from model.checkpoint import Checkpoint
 from model.columns import add_column_noise, describe_columns, standardizer
-from model.data import Kind
-from model.distributed import Processes
+from model.data import DataError, Kind
+from model.distributed import ALONE, Processes
 from model.divergence import WINDOW, DivergedError, Watch
 from model.glow import Glow, build_glow
 from model.likelihood import bits_per_dim, dequantize, standard_normal_log_prob
@@ -33,28 +34,30 @@ class Trainer:
     """One run: the flow, its averaged copy, the optimizer and the history, from step 0 or from a checkpoint."""
 
     def __init__(
-        self, recipe: Recipe, splits: Splits, checkpoint: Checkpoint | None = None, processes: Processes | None = None
+        self, recipe: Recipe, splits: Splits, checkpoint: Checkpoint | None = None, processes: Processes = ALONE
     ) -> None:
         self.recipe = recipe
-        self.processes = processes or Processes(recipe.training.device)
-        self.device = self.processes.device
-        if recipe.training.batch_size % self.processes.size:
+        self.processes = processes
+        self.device = device_of(recipe.training.device, processes)
+        if recipe.training.batch_size < processes.size:
             raise RecipeError(
-                f"training.batch_size must be a multiple of the {self.processes.size} processes, "
-                f"got {recipe.training.batch_size}"
+                f"training.batch_size must be at least the {processes.size} processes, got {recipe.training.batch_size}"
             )
         self.shape = splits.fit.shape
         self.kind: Kind = splits.fit.kind
         self.unit = "bits/dim" if self.kind == "image" else "nats"
-        self.data_digest = splits.fit.digest
-        self.columns: list[Column] = describe_columns(splits.fit) if self.kind == "vector" else []
+        self.data_digest = processes.once_a_host(lambda: splits.fit.digest)
+        if len(set(processes.gather(self.data_digest))) > 1:
+            raise DataError(f"{recipe.data.train}: the hosts hold different data")
+        self.columns: list[Column] = describe_columns(splits.fit, processes) if self.kind == "vector" else []
         self.fit = torch.from_numpy(splits.fit.x)
         self.validation = torch.from_numpy(splits.validation.x)
-        splits.check_pixels(2**recipe.model.bits - 1)
+        splits.check_pixels(2**recipe.model.bits - 1, processes)
         training = recipe.training
         torch.manual_seed(training.seed)
         if self.kind == "image":
-            inputs: Bijection = Pixels(torch.from_numpy(splits.fit.value_probabilities(2**recipe.model.bits)))
+            probabilities = splits.fit.value_probabilities(2**recipe.model.bits, processes=processes)
+            inputs: Bijection = Pixels(torch.from_numpy(probabilities))
         else:
             inputs = standardizer(self.columns)
         self.flow = build_glow(self.shape, recipe.model, inputs).to(self.device)
@@ -101,7 +104,7 @@ class Trainer:
             raise RecipeError("--resume: the recipe's [model] and [data] must be those of the checkpoint")
         if (checkpoint.recipe.name, checkpoint.recipe.artifact) != (self.recipe.name, self.recipe.artifact):
             raise RecipeError("--resume: the recipe's name and [artifact] must be those of the checkpoint")
-        may_change = {"steps", "evaluate_every", "checkpoint_every", "patience", "device"}
+        may_change = {"steps", "accumulation", "evaluate_every", "checkpoint_every", "patience", "device"}
         for name, value in checkpoint.recipe.training.model_dump(exclude=may_change).items():
             if getattr(self.recipe.training, name) != value:
                 raise RecipeError(f"--resume: training.{name} must be that of the checkpoint, {value}")
@@ -190,6 +193,17 @@ class Trainer:
             return dequantize(rows.float(), generator)
         return add_column_noise(rows, self.columns, smoothing, generator)
 
+    def _noisy_share(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Read this process's share of the rows of a batch, and dequantize it by its share of the batch's noise.
+
+        Noise is drawn for the whole batch, and zeros stand for the rows of others, so that it depends on the step
+        alone: 0.1 ms of a step of 100 with 32 images of 28x28.
+        """
+        part = self.processes.part(len(rows))
+        batch = self.fit.new_zeros(len(rows), *self.shape)
+        batch[part] = self.fit[rows[part]]
+        return self.noisy(batch, generator, self.recipe.training.noise)[part]
+
     def loss(self, log_prob: Tensor) -> Tensor:
         """Negative log-likelihood, mean over the batch: bits/dim of images, nats of vectors."""
         return (bits_per_dim(log_prob, math.prod(self.shape)) if self.kind == "image" else -log_prob).mean()
@@ -210,19 +224,22 @@ class Trainer:
         training = self.recipe.training
         generator = generator_of(training.seed, self.step + 1, self.rollbacks)
         torch.manual_seed(stream_of(training.seed, self.step, self.rollbacks, 1 + self.processes.rank))  # dropout
-        noisy = self.noisy(self.fit[self._batch_rows()], generator, training.noise)
+        noisy = self._noisy_share(self._batch_rows(), generator)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, training) / 2**self.rollbacks
         self.flow.train()
-        z, log_det = self.flow(self.processes.share(noisy).to(self.device))
-        log_normal = standard_normal_log_prob(z)
-        loss = self.loss(log_normal + log_det)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        figures = torch.stack(
-            [loss.detach(), log_normal.mean().detach(), log_det.mean().detach(), loss.new_tensor(stop)]
-        )
-        figures = figures.float()
+        figures = torch.tensor([0.0, 0.0, 0.0, stop], device=self.device)
+        for rows in noisy.chunk(training.accumulation):
+            share = (
+                len(rows) * self.processes.size / training.batch_size
+            )  # so that a mean over processes is one of rows
+            z, log_det = self.flow(rows.to(self.device))
+            log_normal = standard_normal_log_prob(z)
+            loss = self.loss(log_normal + log_det)
+            (share * loss).backward()  # type: ignore[no-untyped-call]
+            means = torch.stack([loss.detach(), log_normal.mean().detach(), log_det.mean().detach()])
+            figures[:3] += share * means
         self.processes.average(
             [figures, *(parameter.grad for parameter in self.flow.parameters() if parameter.grad is not None)]
         )
@@ -286,6 +303,17 @@ class Trainer:
                 total += self.loss(flow.log_prob(noisy)) * len(rows)
         self.processes.average([total])
         return total.item() * self.processes.size / len(self.validation)
+
+
+def device_of(wanted: Literal["auto", "cpu", "cuda"], processes: Processes) -> torch.device:
+    """Choose the device of a process. Raises RecipeError where a GPU is wanted and none is there."""
+    if wanted == "cpu" or not torch.cuda.is_available():
+        if wanted == "cuda":
+            raise RecipeError("training.device is 'cuda', but torch finds no GPU")
+        return torch.device("cpu")
+    device = torch.device("cuda", processes.local_rank)
+    torch.cuda.set_device(device)
+    return device
 
 
 def learning_rate(step: int, training: TrainingRecipe) -> float:

@@ -346,11 +346,11 @@ def test_resuming_on_other_data_or_another_model_is_refused() -> None:
 
 RANKS = """
 import hashlib, sys, torch
-from model.distributed import Processes
+from model.distributed import join
 from model.trainer import Trainer
 from tests.conftest import tiny_recipe, tiny_table
 torch.manual_seed(int(__import__("os").environ["RANK"]))
-trainer = Trainer(tiny_recipe("a"), tiny_table(), processes=Processes())
+trainer = Trainer(tiny_recipe("a"), tiny_table(), processes=join())
 state = b"".join(value.numpy().tobytes() for value in trainer.flow.state_dict().values())
 print("start", hashlib.sha256(state).hexdigest(), flush=True)
 trainer.processes.finish(0)
