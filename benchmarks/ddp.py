@@ -49,8 +49,7 @@ def runs_of(overrides: list[str], processes: Processes) -> dict[str, Callable[[]
     """What takes turns: one step of each, in every process."""
     recipe, splits = read_recipe(RECIPE, ["training.batch_size=64", *overrides]), random_images()
     alone, together = Trainer(recipe, splits), Trainer(recipe, splits, processes=processes)
-    place = (processes.rank, processes.size, processes.local_rank, processes.local_size)
-    bucketed = Trainer(recipe, splits, processes=Bucketed(*place))
+    bucketed = Trainer(recipe, splits, processes=Bucketed(processes.rank, processes.size))
     bucketed.flow = DistributedDataParallel(bucketed.flow, forward_sync_buffers=False)  # type: ignore[assignment]
     batch = torch.zeros(recipe.training.batch_size, 1, 28, 28)
 

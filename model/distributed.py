@@ -9,7 +9,10 @@ and here the figures of the step, whether to stop and gradients summed over part
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -37,10 +40,17 @@ class Processes:
     called by all processes in the same order, and raises LostProcessError where one of them is gone.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1) -> None:
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        local_rank: int = 0,
+        local_size: int = 1,
+        patient: distributed.ProcessGroup | None = None,
+    ) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
+        self._patient = patient  # for what may take long
         self._failing = False
-        self._patient = distributed.new_group(backend="gloo", timeout=PATIENCE) if size > 1 else None
 
     @property
     def leads(self) -> bool:
@@ -147,10 +157,34 @@ def join() -> Processes:
         int(os.environ.get(name, default))
         for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
     )
-    if size > 1:
-        backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        distributed.init_process_group(backends, timeout=STEP_LIMIT)
-    return Processes(rank, size, local_rank, local_size)
+    if size == 1:
+        return ALONE
+    backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    store = _unused(next(distributed.rendezvous("env://", rank, size))[0], rank, size)
+    distributed.init_process_group(backends, timeout=STEP_LIMIT, store=store, rank=rank, world_size=size)
+    patient = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return Processes(rank, size, local_rank, local_size, patient)
+
+
+def _unused(store: distributed.Store, rank: int, size: int) -> distributed.Store:
+    """Agree on a part of torchrun's store that no process before has written to.
+
+    For torchrun keeps its store where it starts processes again (torch 2.13), and in it the addresses of dead ones. The
+    leading process sets a name; others know that it is not that of a dead one when a name of their own is answered.
+    """
+    own = secrets.token_hex(8)
+    if rank == 0:
+        store.set("glow", own)
+        for other in range(1, size):
+            store.set(f"glow/{own}/{store.get(f'glow/{own}/{other}').decode()}", "")
+        return distributed.PrefixStore(own, store)
+    while True:
+        name = store.get("glow").decode()
+        store.set(f"glow/{name}/{rank}", own)
+        for _ in range(100):
+            if store.check([f"glow/{name}/{own}"]):
+                return distributed.PrefixStore(name, store)
+            time.sleep(0.01)
 
 
 def may_restart() -> bool:
@@ -163,5 +197,5 @@ def _exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = re.sub(r"^\[\S*\] ", "", str(error).strip()).partition(". ")[0]  # not the place in gloo's code
         raise LostProcessError(f"another process of the run has ended or cannot be reached: {reason}") from error

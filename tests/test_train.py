@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -342,44 +341,6 @@ def test_resuming_on_other_data_or_another_model_is_refused() -> None:
         Trainer(slower, splits, checkpoint)
     with pytest.raises(RecipeError, match=r"\[model\] and \[data\] must be those of the checkpoint"):
         Trainer(tiny_recipe("a", width=16), splits, checkpoint)
-
-
-RANKS = """
-import hashlib, sys, torch
-from model.distributed import join
-from model.trainer import Trainer
-from tests.conftest import tiny_recipe, tiny_table
-torch.manual_seed(int(__import__("os").environ["RANK"]))
-trainer = Trainer(tiny_recipe("a"), tiny_table(), processes=join())
-state = b"".join(value.numpy().tobytes() for value in trainer.flow.state_dict().values())
-print("start", hashlib.sha256(state).hexdigest(), flush=True)
-trainer.processes.finish(0)
-"""
-
-
-def test_all_processes_start_from_the_leading_ones_initialisation(tmp_path: Path) -> None:
-    (tmp_path / "ranks.py").write_text(RANKS)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(tmp_path / "ranks.py")]
-    run = subprocess.run(launcher, env=environment, capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0, run.stderr
-    hashes = [word for word in run.stdout.split() if len(word) == 64]
-    assert len(hashes) == 2
-    assert len(set(hashes)) == 1
-
-
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """Same global batch, same losses but for the order of additions."""
-    losses: list[Any] = []
-    for launcher in ([sys.executable], [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]):
-        out = tmp_path / str(len(launcher))
-        arguments = ["-m", "model.train", str(DIGITS), *QUICK, "--set=training.evaluate_every=2", f"--out={out}"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        run = subprocess.run([*launcher, *arguments], env=environment, capture_output=True, text=True, timeout=120)
-        assert run.returncode == 0, run.stderr
-        history = json.loads((out / "report.json").read_text())["history"]
-        losses.append([(entry["loss"], entry["validation"]) for entry in history])
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
 def test_parse_recipe_names_a_missing_key() -> None:
