@@ -20,6 +20,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from common.cli import WRONG_USE
 from common.errors import UsageError
@@ -160,13 +162,13 @@ def join() -> Processes:
     if size == 1:
         return ALONE
     backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store = _unused(next(distributed.rendezvous("env://", rank, size))[0], rank, size)
+    store = _unused(next(rendezvous("env://", rank, size))[0], rank, size)
     distributed.init_process_group(backends, timeout=STEP_LIMIT, store=store, rank=rank, world_size=size)
     patient = distributed.new_group(backend="gloo", timeout=PATIENCE)
     return Processes(rank, size, local_rank, local_size, patient)
 
 
-def _unused(store: distributed.Store, rank: int, size: int) -> distributed.Store:
+def _unused(store: Store, rank: int, size: int) -> Store:
     """Agree on a part of torchrun's store that no process before has written to.
 
     For torchrun keeps its store where it starts processes again (torch 2.13), and in it the addresses of dead ones. The
@@ -177,13 +179,13 @@ def _unused(store: distributed.Store, rank: int, size: int) -> distributed.Store
         store.set("glow", own)
         for other in range(1, size):
             store.set(f"glow/{own}/{store.get(f'glow/{own}/{other}').decode()}", "")
-        return distributed.PrefixStore(own, store)
+        return PrefixStore(own, store)
     while True:
         name = store.get("glow").decode()
         store.set(f"glow/{name}/{rank}", own)
         for _ in range(100):
             if store.check([f"glow/{name}/{own}"]):
-                return distributed.PrefixStore(name, store)
+                return PrefixStore(name, store)
             time.sleep(0.01)
 
 

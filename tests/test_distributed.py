@@ -86,7 +86,7 @@ def read(processes: Processes, folder: str, source: str) -> tuple[str, str, int]
         reads.append(arguments)
         return original(*arguments)
 
-    tables._read_row_group = counted
+    tables._read_row_group = counted  # type: ignore[assignment]
     data = load(source, Path(folder), processes=processes)
     mapped = [line.split()[4] for line in Path("/proc/self/maps").read_text().splitlines() if "/glow-" in line]
     return data.digest, mapped[-1], len(reads)
