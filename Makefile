@@ -14,8 +14,8 @@ LOCK = CUSTOM_COMPILE_COMMAND="make lock" .cache/pip-tools/bin/pip-compile --qui
 
 .PHONY: serve install test check docs format artifacts pictures lock docker-test bench-engine bench-engine-cuda \
     bench-conditioners bench-plane bench-adbench bench-why \
-    bench-anomalies bench-bulk bench-drift bench-explanations bench-false-alarms bench-fold-calibration bench-json bench-serving \
-    bench-overload bench-idle bench-lifecycle bench-node-loss bench-soak clean
+    bench-anomalies bench-bulk bench-ddp bench-drift bench-explanations bench-false-alarms bench-fold-calibration bench-hosts \
+    bench-json bench-serving bench-overload bench-idle bench-lifecycle bench-node-loss bench-soak clean
 
 serve: $(VENV)/.serve
 	GLOW_CACHE_DIR=$${GLOW_CACHE_DIR-.cache} $(BIN)/python -m service --port $(PORT)
@@ -91,6 +91,14 @@ bench-adbench: $(VENV)/.test
 
 bench-bulk: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.bulk
+
+# On two cores that do nothing else, about a minute; --set training.batch_size=32 is the recipe's own.
+bench-ddp: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.ddp
+
+# Two hosts in network namespaces, one of which dies; as root.
+bench-hosts: $(VENV)/.test
+	$(BIN)/python -W ignore -m benchmarks.hosts
 
 bench-false-alarms: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.false_alarms --data-dir $(DATA)

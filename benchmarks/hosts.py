@@ -85,7 +85,12 @@ def start(host: str, nodes: str, folder: Path) -> None:
         "model.train",
         "hosts.toml",
     ]
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "cable"}
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "cable",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # torch 2.13 otherwise loses its store with the host of rank 0
+    }
     with (folder / host).open("a") as told:
         subprocess.Popen(
             ["ip", "netns", "exec", host, *torchrun, *where, *here],

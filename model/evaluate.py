@@ -186,7 +186,9 @@ def parser() -> Parser:
     )
     parser.add_argument("artifact", metavar="ARTIFACT", type=Path)
     parser.add_argument(
-        "data", metavar="DATA", help="a file (.csv, .parquet, .npy, .npz, idx), a folder of images, or sklearn:NAME"
+        "data",
+        metavar="DATA",
+        help="a file (.csv, .parquet, .npy, .npz, idx), a folder of images or of Parquet, or sklearn:NAME",
     )
     parser.add_argument(
         "--draws", type=count, default=1000, metavar="N", help="draws from the prior, decoded and sent round"

@@ -75,6 +75,21 @@ def test_grey_and_coloured_images_in_one_folder_are_refused(tmp_path: Path) -> N
         load(str(tmp_path))
 
 
+def test_a_folder_of_images_comes_mapped_from_a_scratch_file(tmp_path: Path) -> None:
+    for i, pixels in enumerate(PIXELS):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    data = load(str(tmp_path), wanted=Selection(shuffle_seed=5))
+    assert isinstance(data.x, np.memmap)
+    assert np.array_equal(data.x[:, 0], PIXELS[np.random.default_rng(5).permutation(2)])
+
+
+def test_a_folder_with_images_and_tables_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+    (tmp_path / "b.parquet").touch()
+    with pytest.raises(DataError, match=r"holds both images \(a\.png\) and Parquet files \(b\.parquet\)"):
+        load(str(tmp_path))
+
+
 def test_scikit_learn_sets_are_named() -> None:
     assert load("sklearn:digits").shape == (1, 8, 8)
     data = load("sklearn:breast-cancer")

@@ -22,6 +22,7 @@ from service.artifact import open_artifact
 from tests.conftest import tiny_recipe, train_and_export
 
 ROOT = Path(__file__).parents[1]
+NAN, INF = math.nan, math.inf
 NUM = 3000  # several batches
 RANDOM = np.random.default_rng(0)
 NUMBERS = {
@@ -115,6 +116,37 @@ def test_rows_of_a_parquet_file_lie_shuffled_in_one_mapped_file_that_has_no_name
     assert np.array_equal(splits.fit.x[:, 0], NUMBERS["height"][order[30:]])
 
 
+def test_a_folder_of_parquet_files_is_one_table_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    whole = pa.table({**NUMBERS, "color": COLORS})
+    parquet.write_table(whole, tmp_path / "whole.parquet")
+    (tmp_path / "parts" / "a").mkdir(parents=True)
+    for name, rows in (("a/z", whole[:1000]), ("b", whole[1000:1000]), ("c", whole[1000:])):
+        columns = rows.column_names[:: -1 if name == "c" else 1]  # in another order, which is no other schema
+        parquet.write_table(rows.select(columns), tmp_path / "parts" / f"{name}.parquet", row_group_size=300)
+    for wanted in (Selection(), Selection("label", 1, ["count"], shuffle_seed=3)):
+        expected, found = load("whole.parquet", tmp_path, wanted), load("parts", tmp_path, wanted)
+        assert np.array_equal(expected.x, found.x)
+        assert (expected.columns, expected.categories) == (found.columns, found.categories)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"x": [1.0]}, r"b\.parquet: no column 'y', which .*a\.parquet has"),
+        ({"x": [1.0], "y": [1.0], "z": [1.0]}, r"b\.parquet: column 'z' is not in .*a\.parquet"),
+        ({"x": ["1"], "y": [1.0]}, r"b\.parquet: column 'x' is of type string, but double in .*a\.parquet"),
+        ({"x": [1.0, NAN], "y": [1.0, 2.0]}, r"b\.parquet: row 1, column 'x' is missing"),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_a_folder_is_named(
+    tmp_path: Path, columns: dict[str, object], message: str
+) -> None:
+    write(tmp_path / "a.parquet", {"x": [0.0], "y": [0.0]})
+    write(tmp_path / "b.parquet", columns)
+    with pytest.raises(DataError, match=message):
+        load(str(tmp_path))
+
+
 GROWTH = """
 import sys, threading, time
 from pathlib import Path
@@ -139,7 +171,7 @@ def used():  # bytes of memory that are not those of a mapped file
 
 def watch():
     while True:
-        peaks.append(max(peaks.pop(), used()))
+        peaks[0] = max(peaks[0], used())
         time.sleep(0.002)
 
 run(sys.argv[1])
@@ -147,7 +179,7 @@ before = used()
 peaks = [before]
 threading.Thread(target=watch, daemon=True).start()
 rows = run(sys.argv[2])
-print(rows, max(peaks) - before)
+print(rows, peaks[0] - before)
 """
 
 
@@ -275,9 +307,6 @@ def test_a_hundred_rows_of_every_type_of_column_train_and_export(tmp_path: Path)
     assert [column.model_copy(update={"treatment": ""}) for column in manifest.columns] == trainer.columns
     assert all("smoothed by Gaussian noise of 0.1 scales" in column.treatment for column in manifest.columns)
     assert manifest.quantized.tolist() == [False, True, False, True, False]
-
-
-NAN, INF = math.nan, math.inf
 
 
 @pytest.mark.parametrize(
