@@ -46,7 +46,7 @@ def faults(page: str) -> list[str]:
                 path = (DOCS / target).resolve()
                 if not path.is_file() or name not in definitions(path):
                     found.append(f"{target} has no {name}")
-                elif (path.parent.name == "tests" and name.startswith("test_")) != (kind == "proof"):
+                elif (DOCS.parent / "tests" in path.parents and name.startswith("test_")) != (kind == "proof"):
                     found.append(f"{name} is no {kind}")
     inline = re.findall(r"(?<!\$)\$([^$]+)\$", re.sub(r"```.*?```|`[^`]*`", "", page, flags=re.DOTALL))
     for formula in [*FENCE.findall(page), *inline]:

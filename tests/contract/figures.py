@@ -1,0 +1,16 @@
+"""Figures that a deployment tells a little later than it counts them."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def eventually(read: Callable[[], T], holds: Callable[[T], bool], seconds: float = 3.0) -> T:
+    """What is read once it holds."""
+    ends = time.monotonic() + seconds
+    while not holds(value := read()):
+        assert time.monotonic() < ends, value
+        time.sleep(0.05)
+    return value
