@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 import pytest_asyncio
 import torch
 from fastapi import FastAPI
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from model.data import Dataset
 from model.export import export
@@ -28,6 +31,26 @@ from service.score.targets import EngineTarget
 from service.settings import Settings
 
 torch.set_num_threads(1)  # the suite runs in parallel processes
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling | None:
+    """Run in one process what shares something dear: the tests of a file, of a deployment, all that start Ray.
+
+    As --dist=loadgroup would, whose groups pytest-xdist 3.8 loses under pytest 9.2.
+    """
+    if config.getvalue("dist") != "load":  # another way was asked for
+        return None
+
+    class BySharing(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            if "ray" in Path(file).stem.split("_"):
+                return "ray"
+            served = re.search(r"[\[-](uvicorn|workers|ray)[-\]]", test) if "/contract/" in file else None
+            return served[1] if served else file
+
+    return BySharing(config, log)
 
 
 def tiny_recipe(name: str, **model: object) -> Recipe:
