@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from service import headers
-from service.client import AsyncGlowClient, Busy, ConnectionFailed, DeadlineExceeded, GlowClient, ServiceFailed
+from service.client import (
+    AsyncGlowClient,
+    Busy,
+    ConnectionFailed,
+    DeadlineExceeded,
+    GlowClient,
+    ServiceFailed,
+    Unavailable,
+)
 from tests.test_client_steps import LOST, asked, of, refusal
 
 INTERRUPTED = """
@@ -109,6 +117,15 @@ def test_any_other_answer_is_the_fault_of_who_gave_it(answer: httpx.Response) ->
     if not answer.headers.get(headers.JSON_SIZE):
         with pytest.raises(ServiceFailed):
             client.models()
+
+
+@pytest.mark.parametrize("status", [500, 502, 520])
+def test_a_server_error_in_other_words_than_the_services_is_asked_again(status: int) -> None:
+    answers = iter([httpx.Response(status, text=DEEP), httpx.Response(200, json={"default": "m", "models": []})])
+    assert GlowClient(of(lambda _: next(answers)), retries=1).models()["models"] == []
+    with pytest.raises(Unavailable) as raised:
+        GlowClient(of(lambda _: httpx.Response(status, text="lost")), retries=0).models()
+    assert raised.value.status == status
 
 
 def test_rates_of_false_discoveries_need_p_values() -> None:

@@ -59,10 +59,9 @@ def settings(models_dir: Path, tmp_path: Path) -> Settings:
 
 
 def on_ray(test: Callable[..., None]) -> Callable[..., None]:
-    """Mark a test that needs Ray to run; those of all files share a process."""
-    for mark in (pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("cluster")):
-        test = mark(test)
-    return test
+    """Mark a test that needs Ray to run."""
+    needing: Callable[..., None] = pytest.mark.usefixtures("cluster")(test)
+    return pytest.mark.slow(needing)
 
 
 class Load:
@@ -238,7 +237,6 @@ def test_an_answer_has_one_id_that_of_the_caller(settings: Settings) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 def test_the_command_serves_until_a_signal(models_dir: Path, tmp_path: Path) -> None:
     port = free_port()
     models = str(models_dir / f"{TABLE}.pt")
