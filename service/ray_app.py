@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,13 +60,14 @@ class Options(BaseModel):
         return self
 
 
-def build(options: Options) -> serve.Application:
+def build(options: Options | dict[str, Any]) -> serve.Application:
     """The application, for ``serve run`` and Serve configurations. Settings are the environment's, as of the server.
 
     Where Ray listens is not seen from here: unless GLOW_HOST says so, it is taken for a public address, which needs
-    GLOW_API_KEYS_FILE or GLOW_ALLOW_ANONYMOUS. Raises SettingsError.
+    GLOW_API_KEYS_FILE or GLOW_ALLOW_ANONYMOUS. Raises SettingsError, and ValidationError of options.
     """
-    return application(options, read_settings(**({} if "GLOW_HOST" in os.environ else {"host": ANYWHERE})))
+    chosen = Options.model_validate(options)  # Ray gives what it was given: it looks for no annotation in quotes
+    return application(chosen, read_settings(**({} if "GLOW_HOST" in os.environ else {"host": ANYWHERE})))
 
 
 def application(options: Options, settings: Settings) -> serve.Application:
@@ -217,12 +218,10 @@ def main(argv: list[str]) -> None:
         raise SettingsError(f"{name}{first['msg'].removeprefix('Value error, ')}{value}") from None
     settings = read_settings(**given)
     create_app(settings)  # which checks the artifacts
-    ended = []
-    for awaited in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(awaited, lambda number, _: ended.append(number))
-    with running(options, settings, address) as url:
+    with suppress(KeyboardInterrupt, SystemExit), running(options, settings, address) as url:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own, which exits, prints a trace
         note(f"Glow service on Ray\n{listing({'API': f'{url}/docs', 'stop it': 'Ctrl-C'})}")
-        while not ended:
+        while True:
             signal.pause()
 
 
