@@ -65,7 +65,7 @@ lock: .cache/pip-tools/bin/pip-compile
 
 # Builds the images, starts them as users do, and checks what docs/containers.md promises; needs a Docker engine.
 docker-test: $(VENV)/.test
-	$(BIN)/python -m pytest -p no:cacheprovider -sv tests/containers.py
+	$(BIN)/python -m pytest -p no:cacheprovider -sv tests/containers.py tests/containers_ray.py
 
 # Tables of what was measured; docs/benchmarks.md tells what each is.
 bench-engine: $(VENV)/.test

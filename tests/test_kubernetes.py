@@ -218,7 +218,7 @@ def test_a_slow_start_is_no_failure(pod: Manifest) -> None:
 
 
 def test_ports_are_the_images(pod: Manifest) -> None:
-    (exposed,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
+    (exposed,) = {*re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)}
     (port,) = pod["containers"][0]["ports"]
     assert port["containerPort"] == int(exposed) == Settings.model_fields["port"].default
 
