@@ -60,8 +60,8 @@ def settings(models_dir: Path, tmp_path: Path) -> Settings:
 
 def on_ray(test: Callable[..., None]) -> Callable[..., None]:
     """Mark a test that needs Ray to run."""
-    needing: Callable[..., None] = pytest.mark.usefixtures("cluster")(test)
-    return pytest.mark.slow(needing)
+    marked: Callable[..., None] = pytest.mark.slow(pytest.mark.usefixtures("cluster")(test))
+    return marked
 
 
 class Load:

@@ -41,7 +41,7 @@ TOLERANCE = 1e-3, 1e-6  # nats, and relative: that of the service
 SLOW_S = 1.0  # a call of longer is one that the loss was noticed by
 RECOVERY_S = 30.0  # in which no call may be slow any more
 BEFORE_S, SETTLED_S = 5.0, 3.0  # of load before the loss, and of rest before that
-# A host that does not answer is given up within some 12 s; by default it takes a minute.
+# A host that does not answer is given up within some 18 s; by default it takes a minute.
 HEAD_SETTINGS = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "5000",
