@@ -19,6 +19,7 @@ import ray
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -161,15 +162,16 @@ def running(options: Options, settings: Settings, address: str | None = None) ->
             os.environ.setdefault(name, "0")
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=True)
     try:
-        serve.start(
-            proxy_location="EveryNode",
-            http_options=HTTPOptions(
-                host=settings.host,
-                port=settings.port,
-                request_timeout_s=settings.deadline_s + _SPARE_S,
-                keep_alive_timeout_s=settings.keep_alive_s,
-            ),
-        )
+        with suppress(RayActorError):  # of a proxy that was slow to start: Ray starts another
+            serve.start(
+                proxy_location="EveryNode",
+                http_options=HTTPOptions(
+                    host=settings.host,
+                    port=settings.port,
+                    request_timeout_s=settings.deadline_s + _SPARE_S,
+                    keep_alive_timeout_s=settings.keep_alive_s,
+                ),
+            )
         serve.run(deployed, name=APPLICATION, route_prefix="/")
         yield f"http://{settings.host}:{settings.port}"
     finally:

@@ -148,17 +148,19 @@ def service(names: list[str], ingress: str, folder: Path) -> Iterator[str]:
         "GLOW_ALLOW_ANONYMOUS": "true",
     }
     ray = str(Path(sys.executable).with_name("ray"))
-    common = ["--num-cpus", "1", "--object-store-memory", "100000000", "--block", "--include-dashboard", "false"]
+    common = ["--num-cpus", "1", "--object-store-memory", "100000000", "--block"]
     with ExitStack() as stack, log.open("ab") as out:
+        processes: list[subprocess.Popen[bytes]] = []
 
-        def start(host: str, *command: str) -> subprocess.Popen[bytes]:
+        def start(host: str, *command: str) -> None:
             whole = ["ip", "netns", "exec", host, *command]
             process = subprocess.Popen(whole, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=environment)
             stack.enter_context(process)  # which is waited for
             stack.callback(kill_all, host)  # before that
-            return process
+            processes.append(process)
 
         begin = [ray, "start", "--head", "--node-ip-address", head, "--port", str(GCS_PORT), "--temp-dir", str(folder)]
+        begin += ["--include-dashboard", "false"]
         start(names[0], *begin, *common)
         time.sleep(5)  # a node gives up where there is no head
         for number, name in enumerate(names[1:], 2):
@@ -167,11 +169,11 @@ def service(names: list[str], ingress: str, folder: Path) -> Iterator[str]:
         served = [sys.executable, "-W", "ignore", "-m", "service.ray_app", "--models", str(ARTIFACT)]
         replicas = str(len(names))
         options = ["--host", "0.0.0.0", "--min-replicas", replicas, "--max-replicas", replicas]
-        begun = start(names[0], *served, *options, "--address", f"{head}:{GCS_PORT}")
+        start(names[0], *served, *options, "--address", f"{head}:{GCS_PORT}")
         url = f"http://{head}:{PORT}"
         limit = time.monotonic() + START_S
         while "Glow service on Ray" not in log.read_text():  # which it says when all replicas run
-            if begun.poll() is not None or time.monotonic() > limit:
+            if any(process.poll() is not None for process in processes) or time.monotonic() > limit:
                 raise RuntimeError(f"the service has not started: {log.read_text()[-2000:]}")
             time.sleep(0.5)
         time.sleep(SETTLED_S)
