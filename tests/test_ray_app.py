@@ -11,7 +11,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -27,8 +29,7 @@ from tests.wire import TABLE
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 from ray import serve  # noqa: E402
-from ray.serve._private.common import ReplicaState  # noqa: E402
-from ray.util import state  # noqa: E402
+from ray.serve.context import _get_global_client  # noqa: E402
 
 from service.ray_app import APPLICATION, Options, application, build, main, running  # noqa: E402
 
@@ -72,7 +73,8 @@ class Load:
         self._url = url
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._ask) for _ in range(4)]
-        self._expected = self._told(GlowClient(url, api_key="secret"))
+        with GlowClient(url, api_key="secret") as client:
+            self._expected = self._told(client)
 
     def _told(self, client: GlowClient) -> npt.NDArray[np.float64]:
         return client.log_likelihood(ROWS).log_likelihood
@@ -97,9 +99,17 @@ class Load:
             thread.join()
 
 
+def replicas() -> list[tuple[str, int]]:
+    """State and process of each replica."""
+    details: Any = _get_global_client().get_serve_details()
+    deployment = details["applications"][APPLICATION]["deployments"][APPLICATION]
+    return [(replica["state"], replica["pid"]) for replica in deployment["replicas"]]
+
+
 def num_running() -> int:
-    states = serve.status().applications[APPLICATION].deployments[APPLICATION].replica_states
-    return states[ReplicaState.RUNNING] if set(states) == {ReplicaState.RUNNING} else 0
+    """Replicas that run, if none comes or goes."""
+    states = [state for state, _ in replicas()]
+    return len(states) if set(states) == {"RUNNING"} else 0
 
 
 def wait_until(what: Callable[[], object], seconds: float = 90) -> None:
@@ -107,13 +117,6 @@ def wait_until(what: Callable[[], object], seconds: float = 90) -> None:
     while not what():
         assert time.monotonic() < limit
         time.sleep(0.2)
-
-
-def pids() -> list[int]:
-    """Processes of the replicas."""
-    listed = state.list_actors(filters=[("state", "=", "ALIVE")])
-    ours = [actor for actor in listed if actor.class_name == f"ServeReplica:{APPLICATION}:{APPLICATION}"]
-    return [actor.pid for actor in ours if actor.pid]
 
 
 def test_replicas_are_rays_and_not_workers(settings: Settings) -> None:
@@ -164,9 +167,9 @@ def test_replicas_reload_together_before_the_answer(settings: Settings, tmp_path
 def test_a_replica_that_is_killed_fails_no_call_and_comes_back(settings: Settings) -> None:
     with running(Options(min_replicas=2, max_replicas=2), settings) as url, Load(url) as load:
         time.sleep(1)
-        before = pids()
-        os.kill(before[0], signal.SIGKILL)
-        wait_until(lambda: len(pids()) == 2 and before[0] not in pids() and num_running() == 2)
+        killed = replicas()[0]
+        os.kill(killed[1], signal.SIGKILL)
+        wait_until(lambda: killed not in replicas() and num_running() == 2)
         time.sleep(1)
     assert set(load.outcomes) == {"right"}, load.outcomes
 
@@ -195,12 +198,13 @@ def test_replicas_come_with_the_load_and_go_without_losing_a_request(settings: S
 def test_a_replica_that_is_stuck_is_replaced(settings: Settings) -> None:
     changed = settings.model_copy(update={"stall_s": 1.0})
     with running(Options(), changed) as url:
-        (before,) = pids()
-        os.kill(before, signal.SIGSTOP)
+        ((_, stuck),) = replicas()
+        os.kill(stuck, signal.SIGSTOP)
         try:
-            wait_until(lambda: pids() and before not in pids(), 120)
+            wait_until(lambda: num_running() == 1 and stuck not in [pid for _, pid in replicas()], 120)
         finally:
-            os.kill(before, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(stuck, signal.SIGCONT)
         wait_until(lambda: httpx.get(f"{url}/readyz", timeout=5).status_code == 200)
 
 
@@ -245,12 +249,11 @@ def test_the_command_serves_until_a_signal(models_dir: Path, tmp_path: Path) -> 
     process = subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert process.stderr is not None
     try:
-        for line in process.stderr:
-            if line.startswith("Glow service on Ray"):
-                break
-        client = GlowClient(f"http://127.0.0.1:{port}")
-        assert client.log_likelihood(ROWS).log_likelihood.shape == (3,)
+        while not (line := process.stderr.readline()).startswith("Glow service on Ray"):
+            assert line
+        with GlowClient(f"http://127.0.0.1:{port}") as client:
+            assert client.log_likelihood(ROWS).log_likelihood.shape == (3,)
     finally:
         process.send_signal(signal.SIGTERM)
-        threading.Thread(target=process.stderr.read).start()
-        assert process.wait(60) == 0
+        process.communicate(timeout=60)
+    assert process.returncode == 0
