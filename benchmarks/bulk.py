@@ -3,7 +3,8 @@
 ``glow-score`` reads a Parquet file of a million of the model's own samples, with a column that identifies them, and
 writes a Parquet file of scores; its rows/s are those from the first row read to the output under its name. The engine
 runs over the same rows in memory, in the two ways it can use the cores: passes as the service would run them, and as
-many passes of one thread at once as there are cores. All take turns; figures are medians.
+many passes of one thread at once as there are cores. Beside it the same command with ``--reproducible``, and with
+``--engine ray`` on a cluster of this machine, whose outputs are compared. All take turns; figures are medians.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from service.settings import EMBEDDED_ARTIFACTS, Settings
 
 MODEL = "breast-cancer"
 ARTIFACT = EMBEDDED_ARTIFACTS / f"{MODEL}.pt"
+ON_RAY = "glow-score --engine ray"
 PART = 2**16  # rows that are drawn and written at once
 
 
@@ -60,11 +62,14 @@ def in_passes_of_one_thread(source: Model, rows: np.ndarray, batch_rows: int = 4
         list(pool.map(lambda start: source.run("statistics", rows[start : start + batch_rows]), starts))
 
 
-def run_glow_score(source: Path, out: Path, cache: Path) -> dict[str, float]:
+def run_glow_score(source: Path, out: Path, cache: Path, *options: str) -> dict[str, float]:
     """Its summary, and the seconds of the whole process."""
     command = [sys.executable, "-W", "ignore", "-m", "service.score", str(ARTIFACT), str(source), str(out), "--json"]
+    command += options
     started = time.perf_counter()
-    environment = {**os.environ, "GLOW_CACHE_DIR": str(cache)}
+    # Ray's actors give way to other processes, unless it is told otherwise: on a machine that is not idle the two
+    # would not be compared alike.
+    environment = {**os.environ, "GLOW_CACHE_DIR": str(cache), "RAY_worker_niceness": "0"}
     done = subprocess.run(command, capture_output=True, check=True, env=environment)
     return {**json.loads(done.stdout), "whole_seconds": time.perf_counter() - started}
 
@@ -91,22 +96,30 @@ def main(argv: list[str]) -> None:
             "engine, passes as served": lambda: as_served.run("statistics", rows),
             "engine, passes of one thread": lambda: in_passes_of_one_thread(of_one_thread, rows),
         }
-        rates: dict[str, list[float]] = {name: [] for name in [*runs, "glow-score"]}
-        summaries = []
+        commands = {"glow-score": (), "glow-score --reproducible": ("--reproducible",), ON_RAY: ("--engine", "ray")}
+        rates: dict[str, list[float]] = {name: [] for name in [*runs, *commands]}
+        summaries: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
         for _ in range(args.rounds):
             for name, run in runs.items():
                 rates[name].append(rate(run, len(rows)))
-            summaries.append(run_glow_score(source, out, cache))
-            rates["glow-score"].append(summaries[-1]["rows_per_second"])
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    print("| what | rows/s | share of it that glow-score reaches |\n|---|---|---|")
-    for name, value in medians.items():
-        shares = [mine / its for mine, its in zip(rates["glow-score"], rates[name], strict=True)]
-        print(f"| {name} | {value:,.0f} | {statistics.median(shares):.2f} |")
+            outputs = {}
+            for name, options in commands.items():
+                summaries[name].append(run_glow_score(source, out, cache, *options))
+                rates[name].append(summaries[name][-1]["rows_per_second"])
+                outputs[name] = out.read_bytes()
+            assert outputs[ON_RAY] == outputs["glow-score --reproducible"]
+    columns = ["what", "rows/s", "share of it that glow-score reaches", "whole command, s", "peak memory, MB"]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+    for name, values in rates.items():
+        shares = [mine / its for mine, its in zip(rates["glow-score"], values, strict=True)]
+        whole, memory = "", ""
+        if name in summaries:
+            whole = f"{statistics.median(summary['whole_seconds'] for summary in summaries[name]):.1f}"
+            memory = f"{max(summary['peak_bytes'] for summary in summaries[name]) / 1e6:.0f}"
+        print(f"| {name} | {statistics.median(values):,.0f} | {statistics.median(shares):.2f} | {whole} | {memory} |")
     print(
-        f"\n{len(rows):,} rows of {rows.shape[1]} columns, {args.rounds} rounds; the whole command "
-        f"{statistics.median(summary['whole_seconds'] for summary in summaries):.1f} s, peak memory "
-        f"{max(summary['peak_bytes'] for summary in summaries) / 1e6:.0f} MB\n{processor()}, {available_cpus()} cores"
+        f"\n{len(rows):,} rows of {rows.shape[1]} columns, {args.rounds} rounds; memory of the command's process\n"
+        f"{processor()}, {available_cpus()} cores"
     )
 
 

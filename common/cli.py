@@ -190,7 +190,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except (Explained, OSError, MemoryError) as error:
-        print("error:", *_message(error).split(), file=sys.stderr)
+        print("error:", *explanation(error).split(), file=sys.stderr)
         code = WRONG_USE
     else:
         return
@@ -201,7 +201,8 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     raise SystemExit(code) from None
 
 
-def _message(error: BaseException) -> str:
+def explanation(error: BaseException) -> str:
+    """What an error tells whoever can mend it."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'standard output'}: {error.strerror}"
     return str(error) or type(error).__name__

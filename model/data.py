@@ -32,7 +32,8 @@ def load(source: str, base: Path = Path(), wanted: Selection = _ALL, processes: 
 
     ``*.idx``, ``*ubyte``, either with ``.gz`` (the MNIST format); ``.npy``; ``.npz`` (array ``X`` or ``x``, labels
     ``y``, else its only array); ``.csv`` and ``.parquet`` (columns of numbers, and of text that names categories); a
-    folder of images of one size, or of Parquet files with the same columns, in the order of their paths;
+    folder of images of one size, or of Parquet files with the same columns, in the order of their paths (names that
+    begin with "_" or "." do not count);
     ``sklearn:digits`` and ``sklearn:breast-cancer``. Arrays of two dimensions are vectors, those of three (N, H, W) or
     four (N, C, H, W) are images of whole numbers 0..255. Columns of arrays have no names: those that are wanted are
     taken by position where there are as many. Rows of folders and of Parquet files come mapped from a scratch file, not
@@ -131,7 +132,11 @@ def _read_npz(path: Path) -> tuple[Array, Array | None]:
 def _read_folder(path: Path, wanted: Selection, processes: Processes) -> Dataset:
     files = sorted(path.rglob("*"))
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    tables = [file for file in files if file.suffix.lower() == ".parquet"]
+    tables = [
+        file
+        for file in files
+        if file.suffix == ".parquet" and not any(part[0] in "_." for part in file.relative_to(path).parts)
+    ]
     if images and tables:
         raise DataError(f"{path}: holds both images ({images[0].name}) and Parquet files ({tables[0].name})")
     if tables:

@@ -22,11 +22,11 @@ from model.export import export
 from model.glow import Glow
 from model.recipe import Recipe, Splits, parse_recipe
 from model.trainer import Trainer
-from service import files
 from service.app import create_app
 from service.artifact import Artifact, open_artifact
 from service.engine import Model
-from service.score import command
+from service.files import row_file
+from service.score import run
 from service.score.targets import EngineTarget
 from service.settings import Settings
 
@@ -199,8 +199,8 @@ def table_target(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are read and written in many pieces."""
-    monkeypatch.setattr(files, "_BATCH_ROWS", 16)
-    monkeypatch.setattr(command, "PART_ROWS", 50)
+    monkeypatch.setattr(row_file, "BATCH_ROWS", 16)
+    monkeypatch.setattr(run, "PART_ROWS", 50)
 
 
 @pytest.fixture(scope="session")

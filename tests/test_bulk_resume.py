@@ -19,7 +19,8 @@ from common.cli import SOME_REJECTED
 from common.errors import UsageError
 from service.artifact import write_whole
 from service.score import spool
-from service.score.command import main, score_file
+from service.score.command import main
+from service.score.run import score_file
 from service.score.targets import EngineTarget
 from tests.bulk import ANSWERS, bad_rows_of_table, read, rows_of_table
 from tests.conftest import tiny_table
@@ -141,10 +142,10 @@ def test_what_a_killed_run_wrote_of_its_output_is_removed(table_target: EngineTa
 
 SLOWLY = """
 import sys, time
-from service import files
+from service.files import row_file
 from common.cli import run_command
 from service.score import command, spool, targets
-files._BATCH_ROWS, spool.CHECKPOINT_S = 64, 0.02
+row_file.BATCH_ROWS, spool.CHECKPOINT_S = 64, 0.02
 fast = targets.EngineTarget.score
 def score(self, rows):
     time.sleep(0.04)

@@ -15,7 +15,8 @@ from common.cli import SOME_REJECTED, run_command
 from common.errors import UsageError
 from service.artifact import open_artifact, read_records, save_artifact
 from service.errors import Unprocessable
-from service.score.command import Summary, main, score_file
+from service.score.command import main
+from service.score.run import Summary, score_file
 from service.score.spool import folder_of, rejected_of
 from service.score.targets import EngineTarget
 from service.scores import benjamini_hochberg

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import csv, parquet
 
-from service import files
 from service.artifact import Column, Manifest, open_artifact
 from service.codecs import image
-from service.files import FileError, open_rows
+from service.files import FileError, open_rows, row_file, tables
 
 Write = Callable[[pa.Table, Path], object]
 
@@ -112,7 +111,7 @@ def test_columns_are_found_by_name_and_categories_by_name_or_code(
 def test_arrays_of_any_type_and_order_give_the_same_rows(
     mixed: Manifest, tmp_path: Path, write: Callable[[Any, Path], Path], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_BATCH_ROWS", 3)
+    monkeypatch.setattr(row_file, "BATCH_ROWS", 3)
     rows = np.asfortranarray(ROWS) if kind == "fortran" else np.array(ROWS).astype(kind)
     assert rows_of(write(rows, tmp_path / "x"), mixed).tolist() == rows.tolist()
 
@@ -167,7 +166,7 @@ def test_a_bad_row_is_refused_by_position_and_reason_and_the_others_are_read(
 def test_many_bad_rows_among_batches_are_all_found(
     mixed: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_BATCH_ROWS", 7)
+    monkeypatch.setattr(row_file, "BATCH_ROWS", 7)
     colors = np.random.default_rng(0).choice(["red", "blue", "pink", ""], 100).tolist()
     table = pa.table({**{name: TABLE[name].to_pylist() * 25 for name in TABLE.column_names}, "color": colors})
     for write in (write_csv, write_parquet):
@@ -213,8 +212,8 @@ def test_bad_images_are_refused_by_name_and_pixels_by_place(
 def test_ragged_lines_are_bad_rows_of_a_csv_file_and_the_others_keep_their_positions(
     mixed: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_BATCH_ROWS", 3)
-    monkeypatch.setattr(files, "_CSV_BLOCK_BYTES", 100)
+    monkeypatch.setattr(row_file, "BATCH_ROWS", 3)
+    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", 100)
     heading, *lines = write_csv(TABLE, tmp_path / "x").read_text().splitlines()
     random = np.random.default_rng(0)
     for trial in range(20):
@@ -261,7 +260,7 @@ def test_chosen_columns_come_along_as_they_stand_in_the_file(mixed: Manifest, tm
 def test_reading_goes_on_at_the_start_of_any_batch(
     mixed: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_BATCH_ROWS", 7)
+    monkeypatch.setattr(row_file, "BATCH_ROWS", 7)
     table = pa.concat_tables([TABLE] * 10)
     for path in (
         write_csv(table, tmp_path / "t"),
@@ -298,7 +297,7 @@ def cut(path: Path) -> Path:
         (lambda p: cut(write_npy(np.zeros((3, 5)), p / "x")), "x.npy: cannot be read"),
         (lambda p: cut(write_npz(np.zeros((3, 5)), p / "x")), "x.npz: cannot be read"),
         (lambda p: cut(write_parquet(TABLE, p / "x")), "x.parquet: cannot be read"),
-        (lambda p: p, "is a folder, but tiny-mixed takes no pictures"),
+        (lambda p: p, "holds no images (.jpeg, .jpg, .png) and no .parquet files"),
     ],
 )
 def test_a_file_that_is_not_for_the_model_is_refused_in_one_line(
@@ -329,7 +328,7 @@ def test_text_that_is_no_table_is_refused(mixed: Manifest, images: Manifest, tmp
 def test_memory_is_that_of_a_batch(
     mixed: Manifest, tmp_path: Path, write: Callable[[Any, Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_BATCH_ROWS", 4096)
+    monkeypatch.setattr(row_file, "BATCH_ROWS", 4096)
     path = write(np.tile(np.array(ROWS), (50_000, 1)), tmp_path / "x")  # 8 MB
     tracemalloc.start()
     num = sum(len(batch.rows) for batch in open_rows(path, mixed).batches())
@@ -342,7 +341,7 @@ def test_memory_is_that_of_a_batch(
 def test_reading_goes_on_only_where_a_batch_begins(
     mixed: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_BATCH_ROWS", 4)
+    monkeypatch.setattr(row_file, "BATCH_ROWS", 4)
     opened = open_rows(write_csv(pa.concat_tables([TABLE] * 3), tmp_path / "x"), mixed)
     for start in (0, 4, 8, 12):
         assert sum(batch.num_rows for batch in opened.batches(start)) == 12 - start

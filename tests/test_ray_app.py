@@ -101,7 +101,8 @@ class Load:
 
 def replicas() -> list[tuple[str, int]]:
     """State and process of each replica."""
-    details: Any = _get_global_client().get_serve_details()
+    client: Any = _get_global_client()
+    details = client.get_serve_details()
     deployment = details["applications"][APPLICATION]["deployments"][APPLICATION]
     return [(replica["state"], replica["pid"]) for replica in deployment["replicas"]]
 

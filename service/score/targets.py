@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from service.artifact import Signature
 from service.catalog import open_catalog
 from service.client import GlowClient, GlowError, InvalidRequest, NotFound
 from service.engine import Engine, choose_device
+from service.files import RowFile
 from service.flows import default_alpha
 from service.machine import available_cpus
 from service.options import score_names
+from service.score.results import Result, results_of
 from service.scorer import chosen_scores, score_pass, scoring_key, unpack
 from service.scores import DEFINITIONS, p_value_column
-from service.settings import settings_for
+from service.settings import Settings, settings_for
 
 CONCURRENCY, PATIENCE_S = 4, 600.0  # of a service, where nothing else is wanted
 HELLO_S = 30.0  # that a service may take to say what it serves
@@ -43,8 +46,15 @@ class Target(ABC):
     answers: set[str]  # names that ``score`` may give
     concurrency: int
 
-    def prepare(self) -> None:  # noqa: B027 (most have nothing to do)
+    def check(self, rows: RowFile) -> None:  # noqa: B027 (most have nothing to do)
+        """Raise UsageError for a file that it cannot read."""
+
+    def prepare(self) -> None:  # noqa: B027
         """What is not needed to look at files, and takes time."""
+
+    def results(self, rows: RowFile, start: int) -> Generator[Result, None, None]:
+        """What comes of all rows of a file from the batch on that begins with row ``start``, in their order."""
+        return results_of(rows.batches(start), self.score, self.concurrency)
 
     @abstractmethod
     def score(self, rows: Array) -> dict[str, Array]:
@@ -57,17 +67,25 @@ class Target(ABC):
 class EngineTarget(Target):
     """An artifact, on this machine's device. ``cache_dir`` keeps its plans where GLOW_CACHE_DIR names no folder.
 
+    ``settings`` are those of the environment where none are given.
     On a CPU every call takes one thread, and so many run at once as there are cores, or as GLOW_THREADS says: unlike
     the threads of one pass they do not wait for each other, and reading and writing take no more than their share.
     Raises ArtifactError.
     """
 
-    def __init__(self, artifact: Path, cache_dir: Path, scores: str | None = None, reproducible: bool = False) -> None:
-        settings = settings_for(artifact)
+    def __init__(
+        self,
+        artifact: Path,
+        cache_dir: Path | None,
+        scores: str | None = None,
+        reproducible: bool = False,
+        settings: Settings | None = None,
+    ) -> None:
+        settings = settings or settings_for(artifact)
         self.concurrency = settings.threads or available_cpus()
         if choose_device(settings.device) == "cuda":
             self.concurrency = 1
-        changes = {"threads": 1, "cache_dir": settings.cache_dir or cache_dir}
+        changes = {"models": [artifact], "threads": 1, "cache_dir": settings.cache_dir or cache_dir}
         self._catalog = open_catalog(Engine(settings.model_copy(update=changes)))
         self._manifest = self.signature = self._catalog.default.manifest
         self._names = chosen_scores(self._manifest, None if scores is None else score_names(scores))
