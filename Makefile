@@ -14,8 +14,8 @@ LOCK = CUSTOM_COMPILE_COMMAND="make lock" .cache/pip-tools/bin/pip-compile --qui
 
 .PHONY: serve install test check docs format artifacts pictures lock docker-test bench-engine bench-engine-cuda \
     bench-conditioners bench-plane bench-adbench bench-why \
-    bench-anomalies bench-bulk bench-ddp bench-drift bench-explanations bench-false-alarms bench-fold-calibration bench-hosts \
-    bench-json bench-serving bench-overload bench-idle bench-lifecycle bench-node-loss bench-soak clean
+    bench-anomalies bench-bulk bench-capacity bench-ddp bench-drift bench-explanations bench-false-alarms bench-fold-calibration \
+    bench-hosts bench-json bench-serving bench-overload bench-idle bench-lifecycle bench-node-loss bench-soak clean
 
 serve: $(VENV)/.serve
 	GLOW_CACHE_DIR=$${GLOW_CACHE_DIR-.cache} $(BIN)/python -m service --port $(PORT)
@@ -141,6 +141,13 @@ bench-node-loss: $(VENV)/.test
 
 bench-soak: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.serving.soak
+
+# Costs of the service's parts, what the capacity model makes of them beside real runs, and the tables of its page:
+# about 8 minutes, of which Ray's clusters take half.
+bench-capacity: $(VENV)/.test
+	$(BIN)/python -W ignore -m benchmarks.capacity.measure
+	$(BIN)/python -W ignore -m benchmarks.capacity.validate
+	$(BIN)/python -m benchmarks.capacity.report
 
 .cache/pip-tools/bin/pip-compile:
 	$(PYTHON) -m venv .cache/pip-tools

@@ -1,4 +1,4 @@
-"""The capacity model obeys the laws of queues, forms passes as the service does, and says what the documentation says."""
+"""The capacity model obeys the laws of queues and forms passes as the service does; its page says what was measured."""
 
 import math
 from dataclasses import replace
@@ -6,10 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.capacity.arrivals import BALANCES, PROCESSES, arrival_times, chooser
-from benchmarks.capacity.inputs import Body, Client, Ingress, Inputs, ModelCosts, Pass
+from benchmarks.capacity import plan, report
+from benchmarks.capacity.arrivals import BALANCES, PROCESSES, Balance, Process, arrival_times, chooser
+from benchmarks.capacity.inputs import Body, Client, Ingress, Inputs, ModelCosts, Pass, read_inputs
 from benchmarks.capacity.simulate import Burst, Clock, Interpreter, Job, Link, Machine, Thread
 from benchmarks.capacity.system import Deployment, Load, Network, predict
+from common.errors import UsageError
 
 ROOMY = Deployment(cores=64.0)
 PASS_S, LOOP_S = 0.010, 0.001
@@ -90,7 +92,7 @@ def test_a_service_whose_passes_have_one_row_waits_as_a_queue_of_constant_servic
 
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("balance", BALANCES)
-def test_little_and_conservation(process: str, balance: str) -> None:
+def test_little_and_conservation(process: Process, balance: Balance) -> None:
     what = replace(ROOMY, replicas=3, balance=balance)
     found = predict(inputs(loop_s=LOOP_S), what, load(150, process=process), seconds=40)
     counts = found.counts
@@ -206,3 +208,41 @@ def test_a_balancer_goes_where_it_should() -> None:
 def test_costs_between_two_measured_bodies_are_on_their_line() -> None:
     costs = inputs(loop_s=LOOP_S).models["one"]
     assert [costs.body("json", rows).loop_s for rows in (1, 2, 3, 6)] == pytest.approx([0.001, 0.002, 0.003, 0.006])
+
+
+def test_the_page_says_what_was_measured() -> None:
+    page, measured = report.PAGE.read_text(), read_inputs()
+    for name in ("checks", "costs", "passes", "ray"):
+        assert report.found_in(page, name) == report.TABLES[name](measured), "make bench-capacity writes it"
+    planned = report.found_in(page, "answers").splitlines()[2:]
+    loads = report.loads(measured)
+    assert len(planned) == len(loads)
+    assert planned[0] == report.answer(measured, *loads[0])
+
+
+def test_the_fewest_replicas_that_keep_the_promise_are_found() -> None:
+    found = plan.ask(inputs(), ROOMY, load(250), p99_s=0.1)
+    assert found.holds
+    assert not plan.ask(inputs(), ROOMY, load(250), replicas=found.replicas - 1, p99_s=0.1).holds
+    assert found.replicas * 100 * plan.MOST_BUSY >= 250  # each answers at most 1 / PASS_S
+    assert found.machine_hours == pytest.approx(found.replicas / 250 * 1e6 / 3600)
+    assert found.gbit == pytest.approx(250 * 1100 * 8e-9)
+    with pytest.raises(UsageError, match="p99"):
+        plan.ask(inputs(), ROOMY, load(250), p99_s=0.001)
+    with pytest.raises(UsageError, match="must be one of one"):
+        plan.ask(inputs(), ROOMY, load(250, model="other"))
+
+
+def test_many_replicas_are_a_few_with_their_share_of_the_load() -> None:
+    few, many = (plan.ask(inputs(), ROOMY, load(50 * num), replicas=num, seconds=20) for num in (12, 120))
+    assert many.throughput == pytest.approx(10 * few.throughput, rel=0.02)
+    assert many.p50 == pytest.approx(few.p50, rel=0.1)
+
+
+def test_a_gpu_takes_the_passes_and_leaves_the_rest() -> None:
+    costs = inputs(loop_s=LOOP_S)
+    costs = costs.model_copy(update={"models": {"fashion-mnist": costs.models["one"]}})
+    passes = plan.on_device(costs, "cuda").models["fashion-mnist"]
+    assert {one.rows: one.flow_s for one in passes.passes}[64] == pytest.approx(2.5e-3)
+    assert [one.flow_s for one in passes.passes] == sorted(one.flow_s for one in passes.passes)
+    assert passes.bodies == costs.models["fashion-mnist"].bodies

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.serving.servers import CACHE, ROOT, Server, free_port
 
@@ -41,7 +41,7 @@ def serve(nodes: int, port: int) -> None:
     from ray.cluster_utils import Cluster
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    node = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
+    node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     for _ in range(nodes - 1):
         cluster.add_node(**node)
@@ -55,9 +55,9 @@ def serve(nodes: int, port: int) -> None:
         ray_serve.run(deployment(ray_serve.ingress()(Replica)).bind(), name="glow")
         signal.pause()
     finally:
-        ray_serve.shutdown()
+        ray_serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
-        cluster.shutdown()
+        cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 class Replica:

@@ -52,7 +52,7 @@ class Deployment:
     shared: bool = False
     balance: Balance = "two-choices"
     ingress: str | None = None  # of the measured ones
-    proxies: int = 1
+    proxies: int = 0  # on so many of the replicas' machines; 0: on each
     client: str | None = None  # of the measured ones; None: callers cost nothing here
     network: Network = Network()
     max_queue_rows: int = Settings.model_fields["max_queue_rows"].default
@@ -159,8 +159,8 @@ class _System:
         ]
         self.proxies: list[tuple[Thread, Thread]] = []
         if self.ingress:
-            for _ in range(what.proxies):
-                machine = shared if what.shared else Machine(clock, what.cores)
+            for i in range(what.proxies or what.replicas):
+                machine = self.machines[i % what.replicas]
                 for _ in range(self.ingress.proxy_threads):
                     self.proxies.append((Thread(machine, Interpreter(clock), inputs.wake_s), Thread(machine)))
         self._client: Client | None = inputs.clients[what.client] if what.client else None
