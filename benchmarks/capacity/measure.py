@@ -195,39 +195,42 @@ def measure_body(server: Running, folder: Path, model: str, media: Media, rows: 
     )
 
 
-def measure_ingress(haproxy: bool, folder: Path, pass_s: float, loop_s: float) -> Ingress:
-    """What Ray Serve adds, on one node with one replica, to ``pass_s`` a pass and ``loop_s`` a request."""
-    model = MODELS[0]
-    small, large = (write_body(folder, rows_of(model, num), media) for num, media in SMALL_AND_LARGE)
-    server = ray_serve(1, haproxy, EMBEDDED_ARTIFACTS, default_model=MODELS[0])
-    with running(server, small) as started:
-        drive(url_of(started, model), small, MEDIA_TYPES["json"], MANY, 2)
-        time.sleep(1)
-        began, before = time.monotonic(), processes.usage(started.pid).cpu_s
-        time.sleep(2)
-        idle = (processes.usage(started.pid).cpu_s - before) / (time.monotonic() - began)
-        ping = spend(started, alive(started, folder))
-        one, many = (spend(started, scoring(started, small, "json", model, num), model) for num in (1, MANY))
-        bytes_ = spend(started, scoring(started, large, "npy", model, FEW))
-    proxy = "haproxy" if haproxy else "proxy"
-    sent = large.stat().st_size - small.stat().st_size
+def measure_ingress(kind: str, inputs: Inputs) -> Ingress:
+    """What Ray Serve adds to the costs of the service: one node, one replica, behind ``proxy`` or ``haproxy``."""
+    model, haproxy = MODELS[0], kind == "haproxy"
+    costs = inputs.models[model]
+    pass_s = inputs.loop_pass_s + inputs.engine_pass_s + costs.passes[0].flow_s + costs.passes[0].scores_s
+    loop_s = costs.body("json", 1).loop_s
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        small, large = (write_body(folder, rows_of(model, num), media) for num, media in SMALL_AND_LARGE)
+        server = ray_serve(1, haproxy, EMBEDDED_ARTIFACTS, default_model=MODELS[0])
+        with running(server, small) as started:
+            drive(url_of(started, model), small, MEDIA_TYPES["json"], MANY, 2)
+            time.sleep(1)
+            began, before = time.monotonic(), processes.usage(started.pid).cpu_s
+            time.sleep(2)
+            idle = (processes.usage(started.pid).cpu_s - before) / (time.monotonic() - began)
+            ping = spend(started, alive(started, folder))
+            one, many = (spend(started, scoring(started, small, "json", model, num), model) for num in (1, MANY))
+            bytes_ = spend(started, scoring(started, large, "npy", model, FEW))
+        sent = large.stat().st_size - small.stat().st_size
     return Ingress(
         proxy_threads=available_cpus() if haproxy else 1,
-        proxy_s=many.by[proxy],
-        proxy_beside_s=many.by.get("proxy beside", 0.0) if not haproxy else 0.0,
+        proxy_s=many.by[kind],
+        proxy_beside_s=many.by.get(f"{kind} beside", 0.0),
         replica_s=max(0.0, many.by["replica"] - loop_s - pass_s * many.passes),
         replica_beside_s=many.by["replica beside"],
-        byte_s=max(0.0, bytes_.by[proxy] - many.by[proxy]) / sent,
-        wait_s=max(0.0, ping.seen.p50_ms / 1e3 - ping.by[proxy] - ping.by["replica"] - ping.client_s),
+        byte_s=max(0.0, bytes_.by[kind] - many.by[kind]) / sent,
+        wait_s=max(0.0, ping.seen.p50_ms / 1e3 - ping.by[kind] - ping.by["replica"] - ping.client_s),
         idle_cores=idle,
         p50_s=one.seen.p50_ms / 1e3,
         cpu_s=one.client_s + sum(one.by.values()),
     )
 
 
-def measure(with_ray: bool = True) -> Inputs:
-    """All of it, on this machine."""
-    require_wrk()
+def measure() -> Inputs:
+    """All of this machine but Ray."""
     note("passes of the engine")
     passes = measure_passes()
     with tempfile.TemporaryDirectory() as name:
@@ -258,13 +261,6 @@ def measure(with_ray: bool = True) -> Inputs:
                         note(f"{model}, {rows} rows in {media}")
                         bodies[media].append(measure_body(started, folder, model, media, rows, loop_pass_s))
                 models[model] = ModelCosts(passes=passes[model], bodies=bodies)
-        ingresses: dict[str, Ingress] = {}
-        if with_ray:
-            for kind in ("proxy", "haproxy"):
-                note(f"Ray Serve behind its {kind}")
-                pass_s = loop_pass_s + engine_pass_s + alone.flow_s + alone.scores_s
-                loop_s = models[MODELS[0]].body("json", 1).loop_s
-                ingresses[kind] = measure_ingress(kind == "haproxy", folder, pass_s, loop_s)
     return Inputs(
         machine=f"{processor()}, {available_cpus()} cores",
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -276,7 +272,7 @@ def measure(with_ray: bool = True) -> Inputs:
         plain_cpu_s=plain[1].client_s + sum(plain[1].by.values()),
         clients=clients,
         models=models,
-        ingresses=ingresses,
+        ingresses={},
     )
 
 
@@ -286,9 +282,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=MEASURED, help="file to write")
     parser.add_argument("--no-ray", action="store_true", help="keep what the file says of Ray")
     args = parser.parse_args(argv)
-    found = measure(with_ray=not args.no_ray)
+    require_wrk()
+    found = measure()
     if args.no_ray and args.out.exists():
         found = found.model_copy(update={"ingresses": read_inputs(args.out).ingresses})
+    for kind in () if args.no_ray else ("proxy", "haproxy"):
+        note(f"Ray Serve behind its {kind}")
+        found = found.model_copy(update={"ingresses": {**found.ingresses, kind: measure_ingress(kind, found)}})
     write_whole(args.out, lambda partial: partial.write_text(found.model_dump_json(indent=1) + "\n"))
     print(args.out)
 

@@ -2,7 +2,7 @@
 
 A job is a sequence of bursts, seconds of CPU time with the interpreter (GIL) or without. A machine with C cores runs
 its k ready bursts at rate min(1, C / k) each (processor sharing). Of a process one thread at a time has the
-interpreter; it passes to the one that waits longest where a burst ends. Knows nothing of the service.
+interpreter. Knows nothing of the service.
 """
 
 from __future__ import annotations
@@ -104,19 +104,28 @@ class Machine:
 
 
 class Interpreter:
-    """What only one thread of a process has at a time, in the order of asking."""
+    """What only one thread of a process has at a time, in the order of asking.
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._waiting: deque[Action] = deque()
+    Whoever has it keeps it from burst to burst, until it has nothing to do or another has waited for ``switch_s``, as
+    in CPython (``sys.setswitchinterval``).
+    """
+
+    def __init__(self, clock: Clock, switch_s: float = 0.0) -> None:
+        self._clock, self._switch_s = clock, switch_s
+        self._waiting: deque[tuple[float, Action]] = deque()  # since when
         self._held = False
         self._since = 0.0
         self.held_s = 0.0
 
+    @property
+    def is_due(self) -> bool:
+        """Whether somebody has waited long enough."""
+        return bool(self._waiting) and self._clock.now - self._waiting[0][0] >= self._switch_s
+
     def acquire(self, granted: Action) -> None:
         """Go on as soon as it is free."""
         if self._held:
-            self._waiting.append(granted)
+            self._waiting.append((self._clock.now, granted))
         else:
             self._held, self._since = True, self._clock.now
             granted()
@@ -126,7 +135,7 @@ class Interpreter:
         self.held_s += self._clock.now - self._since
         self._since = self._clock.now
         if self._waiting:
-            self._waiting.popleft()()
+            self._waiting.popleft()[1]()
         else:
             self._held = False
 
@@ -149,7 +158,7 @@ class Thread:
         self._wake_s, self._wake_cpu_s = wake_s, wake_cpu_s
         self._jobs: deque[Job] = deque()
         self._take = take or self._first
-        self._busy = False
+        self._busy = self._holds = False
         self.cpu_s = 0.0
         self.num_jobs = self.num_wakes = 0
 
@@ -176,6 +185,7 @@ class Thread:
         job = self._take()
         if job is None:
             self._busy = False
+            self._leave()
             return
         self.num_jobs += 1
 
@@ -191,17 +201,26 @@ class Thread:
             then()
             return
         seconds, interpreted = bursts[index]
-        interpreter = self._interpreter if interpreted else None
         self.cpu_s += seconds
-        if interpreter is None:
+
+        def start() -> None:
+            self._holds = interpreted and self._interpreter is not None
             self._machine.run(seconds, lambda: self._do(bursts, then, index + 1))
-            return
 
-        def over() -> None:
-            interpreter.release()
-            self._do(bursts, then, index + 1)
+        if self._interpreter is None or not interpreted:
+            self._leave()
+            start()
+        elif self._holds and not self._interpreter.is_due:
+            start()
+        else:
+            self._leave()
+            self._interpreter.acquire(start)
 
-        interpreter.acquire(lambda: self._machine.run(seconds, over))
+    def _leave(self) -> None:
+        """Let go of the interpreter."""
+        if self._holds and self._interpreter is not None:
+            self._holds = False
+            self._interpreter.release()
 
 
 class Link:

@@ -18,6 +18,7 @@ from service.row_queue import Job as Rows
 from service.row_queue import Part, Room, RowQueue
 from service.settings import Settings
 
+SWITCH_S = 0.002  # that the service sets: service/app.py
 READ_SHARE = 0.5  # of the event loop's time of a request, before its rows wait; the rest is for the answer
 WARM_UP_SHARE = 0.2  # of the simulated time, whose requests are not counted
 HEAD_BYTES = 300.0  # of a request or an answer besides its body, with those of TCP
@@ -88,7 +89,7 @@ class _Replica:
     """A process of the service."""
 
     def __init__(self, clock: Clock, machine: Machine, inputs: Inputs, costs: ModelCosts, what: Deployment) -> None:
-        self.machine, self.interpreter = machine, Interpreter(clock)
+        self.machine, self.interpreter = machine, Interpreter(clock, SWITCH_S)
         self._clock, self._inputs = clock, inputs
         self._passes = {one.rows: one for one in costs.passes}
         self._schedule = schedule = costs.schedule
