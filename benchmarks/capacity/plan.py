@@ -19,7 +19,7 @@ CUDA_FLOW_S = {
 MOST_BUSY = 0.8  # share of its time that the busiest part may work: what is left is for what the model leaves out
 MOST_SIMULATED = 12  # replicas: of more, so many get their share of the load, which others do not change
 MANY_ROWS = 8192  # in a closed loop that keeps a replica busy all the time
-REQUESTS = 20_000  # that are simulated
+REQUESTS = 8_000  # that are simulated
 
 
 @dataclass(frozen=True)
