@@ -73,18 +73,18 @@ def waits(arrivals: np.ndarray, services: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("variation", [0.0, 0.5, 1.0, 2.0], ids=["M/D/1", "M/G/1", "M/M/1", "M/G/1, long tails"])
 def test_mean_waits_are_those_of_pollaczek_and_khinchine(variation: float) -> None:
     """W = rho s (1 + c^2) / (2 (1 - rho)), c being the standard deviation of the service time s over its mean."""
-    random, num, rho, mean = np.random.default_rng(1), 60_000, 0.6, 1.0
+    random, num, rho, mean = np.random.default_rng(1), 25_000, 0.6, 1.0
     arrivals = np.cumsum(random.exponential(mean / rho, num))
     shape = 1 / variation**2 if variation else math.inf
     services = random.gamma(shape, mean / shape, num) if variation else np.full(num, mean)
     expected = rho * mean * (1 + variation**2) / (2 * (1 - rho))
-    assert waits(arrivals, services).mean() == pytest.approx(expected, rel=0.08)
+    assert waits(arrivals, services).mean() == pytest.approx(expected, rel=0.1)
 
 
 def test_a_service_whose_passes_have_one_row_waits_as_a_queue_of_constant_service() -> None:
     rate = 60.0
     rho = rate * PASS_S
-    found = predict(inputs(), ROOMY, load(rate), seconds=400)
+    found = predict(inputs(), ROOMY, load(rate), seconds=150)
     assert found.mean == pytest.approx(PASS_S + rho * PASS_S / (2 * (1 - rho)), rel=0.05)
     assert found.busy["engine"] == pytest.approx(rho, rel=0.03)
     assert found.bound_by == "engine"
@@ -126,11 +126,11 @@ def test_a_request_of_more_rows_than_a_pass_has_is_streamed_through() -> None:
 
 
 def test_replicas_share_the_load() -> None:
-    one = predict(inputs(), ROOMY, load(50), seconds=100)
-    two = predict(inputs(), replace(ROOMY, replicas=2, balance="random"), load(100), seconds=100)
+    one = predict(inputs(), ROOMY, load(50), seconds=60)
+    two = predict(inputs(), replace(ROOMY, replicas=2, balance="random"), load(100), seconds=60)
     assert two.busy["engine"] == pytest.approx(one.busy["engine"], rel=0.06)
     assert two.mean == pytest.approx(one.mean, rel=0.1)
-    least = predict(inputs(), replace(ROOMY, replicas=2, balance="least"), load(100), seconds=100)
+    least = predict(inputs(), replace(ROOMY, replicas=2, balance="least"), load(100), seconds=60)
     assert least.mean < two.mean
 
 
@@ -139,6 +139,13 @@ def test_what_exceeds_the_queue_is_refused_and_the_rest_goes_on() -> None:
     assert found.throughput == pytest.approx(100, rel=0.02)
     assert found.refused == pytest.approx(0.5, abs=0.03)
     assert found.p99 <= 12.1 * PASS_S
+
+
+def test_what_is_counted_to_the_end_misses_no_request() -> None:
+    found = predict(inputs(), ROOMY, load(150), seconds=10, to_the_end=True)
+    assert found.counts["begun"] == found.counts["answered"] == pytest.approx(1500, rel=0.1)
+    assert found.throughput == pytest.approx(1 / PASS_S, rel=0.01)
+    assert found.p99 == pytest.approx(5, rel=0.1)
 
 
 def test_a_seed_gives_the_same_figures_and_another_one_others() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,11 +32,12 @@ class Clock:
         heapq.heappush(self._due, (self.now + seconds, next(self._order), action))
 
     def run(self, until: float) -> None:
-        """Let everything happen that is due by then."""
+        """Let everything happen that is due by then, and that be now; without an end, until nothing is due."""
         while self._due and self._due[0][0] <= until:
             self.now, _, action = heapq.heappop(self._due)
             action()
-        self.now = until
+        if until < math.inf:
+            self.now = until
 
 
 class Burst(NamedTuple):

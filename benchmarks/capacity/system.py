@@ -287,13 +287,20 @@ class _System:
         return {name: value / seconds for name, value in found.items()}
 
 
-def predict(inputs: Inputs, what: Deployment, load: Load, seconds: float = 5.0, seed: int = 0) -> Prediction:
-    """Simulate so many seconds of a load; the same seed gives the same figures."""
+def predict(
+    inputs: Inputs, what: Deployment, load: Load, seconds: float = 5.0, seed: int = 0, to_the_end: bool = False
+) -> Prediction:
+    """Simulate so many seconds of a load; the same seed gives the same figures.
+
+    ``to_the_end``: no request is left out, neither the first ones nor those that are answered later, as a client counts
+    that sends for so many seconds and then waits.
+    """
     system = _System(inputs, what, load, seed)
-    start = WARM_UP_SHARE * seconds
+    start = 0.0 if to_the_end else WARM_UP_SHARE * seconds
     system.clock.after(start, system.forget)
     system.begin(seconds)
-    system.clock.run(seconds)
+    system.clock.run(math.inf if to_the_end else seconds)
+    seconds = max(seconds, system.clock.now)
     over = [(begun, ended, answered) for begun, ended, answered in system.spans if ended >= start]
     latencies = np.array([ended - begun for begun, ended, answered in over if answered] or [math.nan])
     p50, p95, p99 = np.quantile(latencies, [0.5, 0.95, 0.99]).tolist()

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.arguments import at_least, some_of
 from benchmarks.capacity.inputs import MEASURED, Inputs, read_inputs
-from benchmarks.capacity.measure import MODELS, rows_of, url_of
+from benchmarks.capacity.measure import MODELS, rows_of, url_of, wait_until_idle
 from benchmarks.capacity.ray_cluster import ray_serve
 from benchmarks.capacity.system import Deployment, Load, Prediction, predict
 from benchmarks.serving import processes
@@ -146,12 +146,12 @@ def run(server: Running, wanted: Wanted, body: Path, seconds: float, rate: float
     return Seen(len(answered) / max(outcome.done for outcome in outcomes), p50, p99, foreign)
 
 
-def expect(inputs: Inputs, what: Deployment, wanted: Wanted, rate: float, foreign: float = 0.0) -> Prediction:
+def expect(inputs: Inputs, what: Deployment, wanted: Wanted, rate: float, seconds: float, foreign: float) -> Prediction:
     """What the model says of a load, where others keep so many CPUs busy."""
     client = "wrk" if wanted.connections else "asyncio"
     own = replace(what, client=client, cores=max(LEAST_CORES, inputs.cores - foreign))
     load = Load(wanted.model, wanted.media, wanted.rows, wanted.connections, rate)
-    return predict(inputs, own, load, SIMULATED_S)
+    return predict(inputs, own, load, seconds, to_the_end=rate > 0)
 
 
 def most(inputs: Inputs, what: Deployment, wanted: Wanted) -> float:
@@ -172,18 +172,19 @@ def check(inputs: Inputs, name: str, seconds: float, rounds: int) -> list[Check]
             where.mkdir(exist_ok=True)
             bodies[wanted] = write_body(where, rows_of(wanted.model, wanted.rows), wanted.media)
         server = stack.enter_context(running(server_of(name), bodies[setup.loads[0]]))
+        wait_until_idle(server)
         for _ in range(rounds):
             for wanted in setup.loads:
                 note(f"{name}: {wanted.name}")
                 seen[wanted].append(run(server, wanted, bodies[wanted], seconds, rates.get(wanted, 0.0)))
-    return [compare(inputs, name, wanted, rates.get(wanted, 0.0), found) for wanted, found in seen.items()]
+    return [compare(inputs, name, wanted, rates.get(wanted, 0.0), seconds, found) for wanted, found in seen.items()]
 
 
-def compare(inputs: Inputs, name: str, wanted: Wanted, rate: float, seen: Sequence[Seen]) -> Check:
+def compare(inputs: Inputs, name: str, wanted: Wanted, rate: float, seconds: float, seen: Sequence[Seen]) -> Check:
     """Medians of what was seen, beside the prediction."""
     median = {field: statistics.median(getattr(one, field) for one in seen) for field in ("throughput", "p50", "p99")}
     foreign = statistics.median(one.foreign_cpus for one in seen)
-    expected = expect(inputs, SETUPS[name].deployment, wanted, rate, foreign)
+    expected = expect(inputs, SETUPS[name].deployment, wanted, rate, seconds, foreign)
     return Check(
         setup=name,
         load=wanted.name,
