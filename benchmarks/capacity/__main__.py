@@ -43,7 +43,7 @@ def parser() -> Parser:
     one.add_argument("--latency", type=at_least(float, 0), default=0.0, help="of the network, seconds one way")
     one.add_argument("--gbit", type=at_least(float, 0.001), default=10, help="a second, of a machine's network")
     one.add_argument("--price", type=at_least(float, 0), default=0.0, help="of a machine for an hour")
-    one.add_argument("--seconds", type=at_least(float, 0.1), help="to simulate (default: what 8,000 requests take)")
+    one.add_argument("--seconds", type=at_least(float, 0.1), help="to simulate (default: what 4,000 requests take)")
     one.add_argument("--seed", type=at_least(int, 0), default=0, help="of arrivals and choices")
     one.add_argument("--inputs", type=Path, default=MEASURED, help="what was measured")
     return one

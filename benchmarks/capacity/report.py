@@ -1,24 +1,28 @@
 """Write the tables of docs/capacity.md from what was measured: ``python -m benchmarks.capacity.report``.
 
-Each stands between the comments ``table: NAME`` and ``end of NAME``. Loads are planned anew, which takes a minute.
+The line of docs/benchmarks.md, too. Each table stands between the comments ``table: NAME`` and ``end of NAME``. Loads
+are planned anew, which takes a minute.
 """
 
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.capacity.inputs import Inputs, read_inputs
 from benchmarks.capacity.plan import Answer, ask, most_of_one, on_device
 from benchmarks.capacity.system import Deployment, Load, Network
-from benchmarks.capacity.validate import VALIDATED, Checks, table
+from benchmarks.capacity.validate import TOLERANCE, VALIDATED, Check, Checks, table
 from common.cli import Parser, run_command
 
 PAGE = Path(__file__).parents[2] / "docs" / "capacity.md"
+BENCHMARKS = PAGE.with_name("benchmarks.md")
 CORES = {"cpu": 2.0, "cuda": 16.0}
 PRICES = {"cpu": 0.10, "cuda": 4.00}  # of an hour: assumptions, named in the page
 LINK = Network(latency_s=0.0001, bytes_per_s=10e9 / 8)
+P99_S = 0.5
 RATES = (1_000, 100_000)
 BODIES = (("json", 1), ("npy", 1), ("npy", 32))
 HEADINGS = "requests/s | model | body | device | machines | p99 ms | Gbit/s | breaks first | hours a million | cost"
@@ -78,7 +82,7 @@ def line(rate: float, load: Load, device: str, found: Answer) -> str:
         f"{found.replicas:,}",
         f"{1e3 * found.p99:.0f}",
         f"{found.gbit:.2f}",
-        f"{found.bound_by}, {found.busy:.0%}",
+        found.bound_by,
         f"{found.machine_hours:.3f}",
         f"${found.cost:.3f}",
     ]
@@ -88,7 +92,7 @@ def line(rate: float, load: Load, device: str, found: Answer) -> str:
 def answer(inputs: Inputs, rate: float, load: Load, device: str) -> str:
     """Plan a load and write its line."""
     what = Deployment(cores=CORES[device], balance="least", network=LINK)
-    return line(rate, load, device, ask(inputs, what, load, device, price=PRICES[device]))
+    return line(rate, load, device, ask(inputs, what, load, device, p99_s=P99_S, price=PRICES[device]))
 
 
 def loads(inputs: Inputs, rates: Sequence[float] = RATES) -> list[tuple[float, Load, str]]:
@@ -125,7 +129,20 @@ def bounds(inputs: Inputs) -> str:
 
 def checks(_: Inputs) -> str:
     """What was predicted, and what came."""
-    return table(Checks.model_validate_json(VALIDATED.read_bytes()).checks)
+    seen = read_checks()
+    foreign = statistics.median(one.foreign_cpus for one in seen)
+    return f"{table(seen)}\n\n{summary()}. CPUs that others kept busy meanwhile: median {foreign:.2f}."
+
+
+def read_checks() -> list[Check]:
+    """What ``benchmarks.capacity.validate`` has left."""
+    return Checks.model_validate_json(VALIDATED.read_bytes()).checks
+
+
+def summary() -> str:
+    """How often the model was right, for docs/benchmarks.md."""
+    seen = read_checks()
+    return f"{sum(one.holds for one in seen)} of {len(seen)} throughputs within {100 * TOLERANCE:.0f} %"
 
 
 TABLES: dict[str, Callable[[Inputs], str]] = {
@@ -151,13 +168,12 @@ def _between(name: str) -> re.Pattern[str]:
 def main(argv: list[str]) -> None:
     """Write the page's tables."""
     parser = Parser(prog="python -m benchmarks.capacity.report", description=__doc__)
-    parser.add_argument("--page", type=Path, default=PAGE, help="that holds the tables")
-    args = parser.parse_args(argv)
-    inputs, page = read_inputs(), args.page.read_text()
+    parser.parse_args(argv)
+    inputs, page = read_inputs(), PAGE.read_text()
     for name, write in TABLES.items():
         page = page.replace(found_in(page, name), write(inputs))
-    args.page.write_text(page)
-    print(args.page)
+    PAGE.write_text(page)
+    BENCHMARKS.write_text(re.sub(r"\d+ of \d+ throughputs within \d+ %", summary(), BENCHMARKS.read_text()))
 
 
 if __name__ == "__main__":
