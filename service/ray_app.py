@@ -33,6 +33,11 @@ from service.workers import begin_logs
 
 APPLICATION = "glow"  # of Ray Serve, and of its only deployment
 ANYWHERE = "0.0.0.0"  # noqa: S104 (where Ray listens unless it is told)
+SETTINGS_OF_RAY = (  # to be 0, where nothing else was said: its statistics at home, what Serve tells in its own files
+    "RAY_USAGE_STATS_ENABLED",
+    "RAY_SERVE_LOG_TO_STDERR",
+    "RAY_worker_niceness",  # 15 by default: its processes starve beside any others
+)
 _MAX_ONGOING = 4096  # requests of a replica: more than its own queue takes, so that what it says of it is what counts
 _SPARE_S = 10.0  # that Ray leaves a request, or a replica that ends, beyond our own deadline
 
@@ -158,7 +163,7 @@ def running(options: Options, settings: Settings, address: str | None = None) ->
     deployed = application(options, settings)
     started = not ray.is_initialized()
     if started:
-        for name in ("RAY_USAGE_STATS_ENABLED", "RAY_SERVE_LOG_TO_STDERR"):  # what Serve tells is in its own files
+        for name in SETTINGS_OF_RAY:
             os.environ.setdefault(name, "0")
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=True)
     try:

@@ -31,7 +31,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed")
 from ray import serve  # noqa: E402
 from ray.serve.context import _get_global_client  # noqa: E402
 
-from service.ray_app import APPLICATION, Options, application, build, main, running  # noqa: E402
+from service.ray_app import APPLICATION, SETTINGS_OF_RAY, Options, application, build, main, running  # noqa: E402
 
 KEY = {"x-api-key": "secret"}
 ROWS = np.array([[0.1, 1000.0, 3], [-1.0, 950.0, 0], [2.0, 1100.0, 9]])
@@ -41,7 +41,7 @@ PORT = free_port()  # Ray keeps its proxies, and so their port, for as long as i
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Ray on this machine for all tests of the file; cores are counted, not taken."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= dict.fromkeys(SETTINGS_OF_RAY, "0")
     ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=10**8)
     yield
     serve.shutdown()  # type: ignore[no-untyped-call]
@@ -100,11 +100,11 @@ class Load:
 
 
 def replicas() -> list[tuple[str, int]]:
-    """State and process of each replica."""
+    """State of each replica, and its process if it has one yet."""
     client: Any = _get_global_client()
     details = client.get_serve_details()
     deployment = details["applications"][APPLICATION]["deployments"][APPLICATION]
-    return [(replica["state"], replica["pid"]) for replica in deployment["replicas"]]
+    return [(replica["state"], replica.get("pid", 0)) for replica in deployment["replicas"]]
 
 
 def num_running() -> int:

@@ -28,6 +28,7 @@ from benchmarks.serving.servers import CACHE, ROOT, START_S
 from common.cli import FAILED, Parser, run_command
 from common.errors import UsageError
 from service.client import GlowClient, GlowError
+from service.ray_app import SETTINGS_OF_RAY
 from service.score.targets import EngineTarget
 from service.settings import EMBEDDED_ARTIFACTS
 
@@ -141,7 +142,7 @@ def service(names: list[str], ingress: str, folder: Path) -> Iterator[str]:
         **os.environ,
         **HEAD_SETTINGS,
         "PYTHONPATH": str(ROOT),
-        "RAY_USAGE_STATS_ENABLED": "0",
+        **dict.fromkeys(SETTINGS_OF_RAY, "0"),
         "RAY_AUTH_MODE": "disabled",  # in a network that nobody else sees
         "RAY_SERVE_ENABLE_HA_PROXY": str(int(ingress == "haproxy")),
         "GLOW_CACHE_DIR": str(CACHE),
