@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 LOCAL = "local"  # the address of a cluster of this machine alone, for the run
 STORE_BYTES = 2**29  # of results on their way, in shared memory, where the cluster is our own
-CONNECT_S = 10.0
+CONNECT_S, LEAVE_S = 10.0, 30.0
 BLOCK_BYTES = 2**20  # a batch or two: an actor waits where nobody takes its last two blocks and the store is full
 MOST_DEATHS = 3  # of actors one after the other that have not begun: more than a node costs that is lost
 
@@ -50,6 +51,7 @@ QUIET = {  # Ray's own words on standard error; what it has to say stands in the
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
+_THREADS = ("StreamingExecutor", "iter_threaded", "ray-data")
 _RESULT = "result"
 
 
@@ -107,7 +109,7 @@ class RayTarget(EngineTarget):
                 )
         except (OSError, RuntimeError, ValueError) as error:  # nobody is there, or of another version
             raise UsageError(f"Ray at {self._address!r}: {error}") from error
-        self._opened.callback(ray.shutdown)
+        self._opened.callback(_leave)
         signal.signal(signal.SIGTERM, handler)  # Ray's would end the process with another code
 
     def results(self, rows: RowFile, start: int) -> Generator[Result, None, None]:
@@ -172,6 +174,16 @@ class RayTarget(EngineTarget):
 
     def close(self) -> None:
         self._opened.close()
+
+
+def _leave() -> None:
+    """Leave the cluster, once the threads of Ray Data have ended: Ray ends a process that asks it anything later."""
+    import ray
+
+    for thread in threading.enumerate():
+        if thread.name.startswith(_THREADS):
+            thread.join(LEAVE_S)
+    ray.shutdown()
 
 
 @contextmanager
