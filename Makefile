@@ -92,7 +92,7 @@ bench-adbench: $(VENV)/.test
 bench-bulk: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.bulk
 
-# On two cores that do nothing else, about a minute; --set training.batch_size=32 is the recipe's own.
+# On two cores that do nothing else, about a minute and a half.
 bench-ddp: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.ddp
 

@@ -1,6 +1,6 @@
 """What a second process adds to training: ``python -m benchmarks.ddp``.
 
-Steps a second of one process and of several, one thread each, with the flow of recipe fashion-mnist and 64 images a
+Steps a second of one process and of several, one thread each, with the flow of recipe fashion-mnist and 128 images a
 step (random ones: pixels do not change the time), in turns of one torchrun job: while one process trains, the others
 wait. The third row exchanges gradients by torch's DistributedDataParallel, the fourth draws the noise of a batch and
 does nothing else. CPU time is the leading process's, and does not depend on what else the machine does. Ends with 1
@@ -47,7 +47,7 @@ def random_images() -> Splits:
 
 def runs_of(overrides: list[str], processes: Processes) -> dict[str, Callable[[], object]]:
     """What takes turns: one step of each, in every process."""
-    recipe, splits = read_recipe(RECIPE, ["training.batch_size=64", *overrides]), random_images()
+    recipe, splits = read_recipe(RECIPE, ["training.batch_size=128", *overrides]), random_images()
     alone, together = Trainer(recipe, splits), Trainer(recipe, splits, processes=processes)
     bucketed = Trainer(recipe, splits, processes=Bucketed(processes.rank, processes.size))
     bucketed.flow = DistributedDataParallel(bucketed.flow, forward_sync_buffers=False)  # type: ignore[assignment]
