@@ -26,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 from common.cli import WRONG_USE
 from common.errors import UsageError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 STEP_LIMIT = timedelta(minutes=5)  # of an exchange between steps: a host without power closes no connection
 PATIENCE = timedelta(days=1)  # while others read data, or the leading process measures and writes
 
@@ -68,20 +68,20 @@ class Processes:
         """This process's part of so many rows: the parts differ by one row at most."""
         return slice(total * self.rank // self.size, total * (self.rank + 1) // self.size)
 
-    def local_share(self, things: list[T]) -> list[T]:
+    def local_share(self, things: list[_T]) -> list[_T]:
         """This process's part of what the processes of a host divide among them."""
         return things[self.local_rank :: self.local_size]
 
-    def gather(self, value: T) -> list[T]:
+    def gather(self, value: _T) -> list[_T]:
         """Return the value of every process, by rank."""
         if self.size == 1:
             return [value]
-        values: list[T | None] = [None] * self.size
+        values: list[_T | None] = [None] * self.size
         with _exchange():
             distributed.all_gather_object(values, value, group=self._patient)
         return values  # type: ignore[return-value]
 
-    def give(self, value: T | None, source: int) -> T:
+    def give(self, value: _T | None, source: int) -> _T:
         """Return the value that one process has."""
         values = [value]
         if self.size > 1:
@@ -89,7 +89,7 @@ class Processes:
                 distributed.broadcast_object_list(values, src=source, group=self._patient)
         return values[0]  # type: ignore[return-value]
 
-    def together(self, act: Callable[[], T]) -> T:
+    def together(self, act: Callable[[], _T]) -> _T:
         """Do something in every process and return its own result, once all are done.
 
         What goes wrong in some of them is raised in the first of these, and the others end behind it. Calls may nest.
@@ -112,7 +112,7 @@ class Processes:
             distributed.barrier(group=self._patient)
         os._exit(WRONG_USE)
 
-    def once_a_host(self, act: Callable[[], T]) -> T:
+    def once_a_host(self, act: Callable[[], _T]) -> _T:
         """Do something in the leading process of each host and return its result in all of that host."""
         value = self.together(lambda: act() if self.leads_host else None)
         return self.gather(value)[self.rank - self.local_rank]  # type: ignore[return-value]
