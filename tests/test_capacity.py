@@ -28,6 +28,7 @@ def inputs(passes: tuple[tuple[int, float], ...] = ((1, PASS_S),), loop_s: float
         machine="none",
         date="2000-01-01",
         cores=64,
+        foreign_cpus=0,
         wake_s=0,
         loop_pass_s=0,
         engine_pass_s=0,
@@ -220,9 +221,9 @@ def test_costs_between_two_measured_bodies_are_on_their_line() -> None:
 def test_the_page_says_what_was_measured() -> None:
     page, measured = report.PAGE.read_text(), read_inputs()
     for name in ("checks", "costs", "passes", "ray"):
-        assert report.found_in(page, name) == report.TABLES[name](measured), "make bench-capacity writes it"
+        assert page[report.place_of(page, name)] == report.TABLES[name](measured), "make bench-capacity writes it"
     assert f"| {report.summary()} |" in report.BENCHMARKS.read_text()
-    planned = report.found_in(page, "answers").splitlines()[2:]
+    planned = page[report.place_of(page, "answers")].splitlines()[2:]
     loads = report.loads(measured)
     assert len(planned) == len(loads)
     assert planned[0] == report.answer(measured, *loads[0])

@@ -97,6 +97,7 @@ class Inputs(_Part):
     machine: str
     date: str
     cores: int
+    foreign_cpus: float = Field(ge=0)  # that other processes kept busy, median: the more, the worse all figures
     wake_s: float = Field(ge=0)  # until a thread that slept runs
     loop_pass_s: float = Field(ge=0)  # of the event loop, for each pass
     engine_pass_s: float = Field(ge=0)  # of the engine's thread, for each pass beside the flow and its scores

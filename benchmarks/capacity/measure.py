@@ -13,6 +13,7 @@ import datetime
 import io
 import math
 import re
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -143,7 +144,7 @@ def wait_until_idle(server: Running) -> float:
     while used > IDLE_CORES and time.monotonic() < deadline:
         began, before = time.monotonic(), processes.usage(server.pid).cpu_s
         time.sleep(2)
-        used = (processes.usage(server.pid).cpu_s - before) / (time.monotonic() - began)
+        used = max(0.0, processes.usage(server.pid).cpu_s - before) / (time.monotonic() - began)
     return used
 
 
@@ -305,6 +306,7 @@ def measure() -> Inputs:
         machine=f"{processor()}, {available_cpus()} cores",
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         cores=available_cpus(),
+        foreign_cpus=statistics.median(spent.foreign_cpus for spent in (ping, *plain.values())),
         wake_s=wake_s,
         loop_pass_s=loop_pass_s,
         engine_pass_s=engine_pass_s,

@@ -5,12 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.serving.servers import CACHE, ROOT, Server, free_port
-
-if TYPE_CHECKING:
-    from fastapi import FastAPI
 
 STORE_BYTES = 80 * 2**20  # of each node's object store, which requests do not use
 CODE = "from benchmarks.capacity.ray_cluster import serve; serve({nodes}, {{port}})"
@@ -36,10 +33,12 @@ def ray_serve(nodes: int, haproxy: bool, models: Path, **settings: object) -> Se
 
 
 def serve(nodes: int, port: int) -> None:
-    """Start the cluster and the service on it, until SIGTERM."""
+    """Start the cluster and the service on it, behind the first node, until SIGTERM."""
     import ray
-    from ray import serve as ray_serve
     from ray.cluster_utils import Cluster
+
+    from service.ray_app import Options, running
+    from service.settings import read_settings
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
@@ -49,23 +48,8 @@ def serve(nodes: int, port: int) -> None:
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False)
     try:
-        ray_serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"})
-        deployment = ray_serve.deployment(
-            num_replicas=nodes, ray_actor_options={"num_cpus": 1}, max_ongoing_requests=10_000
-        )
-        ray_serve.run(deployment(ray_serve.ingress()(Replica)).bind(), name="glow")
-        signal.pause()
+        with running(Options(min_replicas=nodes, max_replicas=nodes), read_settings(port=port)):
+            signal.pause()
     finally:
-        ray_serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
         cluster.shutdown()  # type: ignore[no-untyped-call]
-
-
-class Replica:
-    """The service's application in a replica, made there."""
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        from service.app import create_app
-        from service.settings import read_settings
-
-        return create_app(read_settings())

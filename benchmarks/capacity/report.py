@@ -38,7 +38,8 @@ def costs(inputs: Inputs) -> str:
                     f"| `{model}` | {one.rows} {media} | {1e3 * one.loop_s:.3f} | {one.request_bytes:,.0f} | "
                     f"{one.answer_bytes:,.0f} |"
                 )
-    return "\n".join(lines)
+    told = f"{inputs.machine}, {inputs.date}. CPUs that others kept busy meanwhile: median {inputs.foreign_cpus:.2f}."
+    return "\n".join([*lines, "", told])
 
 
 def passes(inputs: Inputs) -> str:
@@ -155,14 +156,11 @@ TABLES: dict[str, Callable[[Inputs], str]] = {
 }
 
 
-def found_in(page: str, name: str) -> str:
-    """The table of that name."""
-    ((_, text, _),) = _between(name).findall(page)
-    return str(text)
-
-
-def _between(name: str) -> re.Pattern[str]:
-    return re.compile(rf"(<!-- table: {name} -->\n\n)(.*?)(\n\n<!-- end of {name} -->)", re.DOTALL)
+def place_of(page: str, name: str) -> slice:
+    """Where in a page the table of that name stands."""
+    begin, end = f"<!-- table: {name} -->\n\n", f"\n\n<!-- end of {name} -->"
+    start = page.index(begin) + len(begin)
+    return slice(start, page.index(end, start))
 
 
 def main(argv: list[str]) -> None:
@@ -171,7 +169,8 @@ def main(argv: list[str]) -> None:
     parser.parse_args(argv)
     inputs, page = read_inputs(), PAGE.read_text()
     for name, write in TABLES.items():
-        page = page.replace(found_in(page, name), write(inputs))
+        place = place_of(page, name)
+        page = page[: place.start] + write(inputs) + page[place.stop :]
     PAGE.write_text(page)
     BENCHMARKS.write_text(re.sub(r"\d+ of \d+ throughputs within \d+ %", summary(), BENCHMARKS.read_text()))
 
