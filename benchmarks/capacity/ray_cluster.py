@@ -35,6 +35,7 @@ def ray_serve(nodes: int, haproxy: bool, models: Path, **settings: object) -> Se
 def serve(nodes: int, port: int) -> None:
     """Start the cluster and the service on it, behind the first node, until SIGTERM."""
     import ray
+    from ray import serve as ray_serve
     from ray.cluster_utils import Cluster
 
     from service.ray_app import Options, running
@@ -48,6 +49,8 @@ def serve(nodes: int, port: int) -> None:
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False)
     try:
+        # On one machine, a second HAProxy would have no port to tell its metrics on, and begin again and again.
+        ray_serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         with running(Options(min_replicas=nodes, max_replicas=nodes), read_settings(port=port)):
             signal.pause()
     finally:

@@ -100,7 +100,7 @@ PICTURES = (
     Wanted(IMAGES, "json", 1, share=0.6),
 )
 HERE = Deployment(shared=True, balance="connection")
-RAY = Deployment(replicas=2, shared=True, balance="two-choices")  # each node has a proxy, on one port
+RAY = Deployment(replicas=2, shared=True, balance="two-choices", proxies=1)
 SETUPS = {
     "one process": Setup(HERE, ONE_ROW + ONE_ROW_OPEN + ROWS_32 + ROWS_32_OPEN + PICTURES),
     "two workers": Setup(replace(HERE, replicas=2), (*ONE_ROW[1:], ONE_ROW_OPEN[1], ROWS_32[1])),
