@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = "bash"
 # What a page may ask for that is not here, in a folder of its own without a network.
-ABSENT = re.compile(r"\b(docker|helm|kubectl|make|pip|torchrun|tensorboard|DATA|PID)\b")
+ABSENT = re.compile(r"\b(docker|helm|kubectl|make|pip|ray_app|RAY_\w+|serve run|torchrun|tensorboard|DATA|PID)\b")
 NUM_STEPS = 20  # of a training, whatever the page says
 
 
