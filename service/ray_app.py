@@ -144,10 +144,11 @@ class _Replicas(Peers):
     async def bring_along(self, seconds: float) -> int | None:
         context = serve.get_replica_context()
         handle = serve.get_deployment_handle(context.deployment, context.app_name)
-        try:
-            answers = await handle.broadcast("reload").results_async(timeout_s=seconds)
-        except TimeoutError:
-            raise ReloadRefused("not all replicas have followed; their log tells why") from None
+        answers: list[Any] = []
+        with suppress(TimeoutError):
+            answers = await handle.broadcast("reload").results_async(timeout_s=seconds, return_exceptions=True)
+        if not answers or any(isinstance(answer, BaseException) for answer in answers):
+            raise ReloadRefused("not all replicas have followed; their log tells why")
         if len({tuple(answer["models"]) for answer in answers}) != 1:
             raise ReloadRefused("replicas have found different artifacts; they must be the same on every node")
         return len(answers)

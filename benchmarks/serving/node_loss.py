@@ -33,7 +33,9 @@ from service.score.targets import EngineTarget
 from service.settings import EMBEDDED_ARTIFACTS
 
 ARTIFACT = EMBEDDED_ARTIFACTS / "breast-cancer.pt"
-BRIDGE, NETWORK = "glow-loss", "10.213.7"
+HOSTS, OUTSIDE = ("glow-loss-1", "glow-loss-2"), "glow-loss"
+CALLERS_IP, SERVICE_IP = "10.213.7.1", "10.213.7.2"
+HOST_IPS = "10.213.8.1", "10.213.8.2"
 PORT, GCS_PORT = 8000, 6379
 LOSSES = ("killed", "cut off")
 INGRESSES = ("python", "haproxy")
@@ -97,33 +99,35 @@ def run(*command: str) -> str:
 
 
 @contextmanager
-def hosts(count: int) -> Iterator[list[str]]:
-    """Network namespaces that see each other and this machine by a bridge; their names."""
-    names = [f"{BRIDGE}-{number}" for number in range(1, count + 1)]
-    remove(names)  # what a run that was killed has left
+def hosts() -> Iterator[None]:
+    """Two network namespaces with a cable between them, and one from the first to this machine."""
+    remove()  # what a run that was killed has left
     try:
-        run("ip", "link", "add", BRIDGE, "type", "bridge")
-        run("ip", "address", "add", f"{NETWORK}.254/24", "dev", BRIDGE)
-        run("ip", "link", "set", BRIDGE, "up")
-        for number, name in enumerate(names, 1):
-            run("ip", "netns", "add", name)
-            run("ip", "link", "add", f"glowl{number}", "type", "veth", "peer", "name", "eth0", "netns", name)
-            run("ip", "link", "set", f"glowl{number}", "master", BRIDGE, "up")
-            run("ip", "-n", name, "address", "add", f"{NETWORK}.{number}/24", "dev", "eth0")
-            for device in ("lo", "eth0"):
-                run("ip", "-n", name, "link", "set", device, "up")
-        yield names
+        for host in HOSTS:
+            run("ip", "netns", "add", host)
+            run("ip", "-n", host, "link", "set", "lo", "up")
+        run("ip", "link", "add", OUTSIDE, "type", "veth", "peer", "name", "outside", "netns", HOSTS[0])
+        run("ip", "-n", HOSTS[0], "link", "add", "inside", "type", "veth", "peer", "name", "inside", "netns", HOSTS[1])
+        run("ip", "address", "add", f"{CALLERS_IP}/30", "dev", OUTSIDE)
+        run("ip", "link", "set", OUTSIDE, "up")
+        for host, device, address in (
+            (HOSTS[0], "outside", SERVICE_IP),
+            (HOSTS[0], "inside", HOST_IPS[0]),
+            (HOSTS[1], "inside", HOST_IPS[1]),
+        ):
+            run("ip", "-n", host, "address", "add", f"{address}/30", "dev", device)
+            run("ip", "-n", host, "link", "set", device, "up")
+        yield
     finally:
-        remove(names)
+        remove()
 
 
-def remove(names: list[str]) -> None:
-    """Take hosts and their network away, as far as they are there."""
-    for number, name in enumerate(names, 1):
-        kill_all(name)
-        for left in (["link", "delete", f"glowl{number}"], ["netns", "delete", name]):
-            subprocess.run(["ip", *left], capture_output=True, check=False)
-    subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)
+def remove() -> None:
+    """Take hosts and their cables away, as far as they are there."""
+    for host in HOSTS:
+        kill_all(host)
+        subprocess.run(["ip", "netns", "delete", host], capture_output=True, check=False)
+    subprocess.run(["ip", "link", "delete", OUTSIDE], capture_output=True, check=False)
 
 
 def kill_all(host: str) -> None:
@@ -135,16 +139,20 @@ def kill_all(host: str) -> None:
 
 
 @contextmanager
-def service(names: list[str], ingress: str, folder: Path) -> Iterator[str]:
-    """The service on a cluster of such hosts, a replica on each; its address, on the first."""
-    head, log = f"{NETWORK}.1", folder / "log"
+def service(ingress: str, folder: Path) -> Iterator[str]:
+    """The service on a cluster of both hosts, a replica on each; its address, on the first."""
+    address, log = f"{HOST_IPS[0]}:{GCS_PORT}", folder / "log"
     environment = {
         **os.environ,
         **HEAD_SETTINGS,
         "PYTHONPATH": str(ROOT),
         **dict.fromkeys(SETTINGS_OF_RAY, "0"),
         "RAY_AUTH_MODE": "disabled",  # in a network that nobody else sees
+        "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",  # or the host that is lost would have had nothing to do
         "RAY_SERVE_ENABLE_HA_PROXY": str(int(ingress == "haproxy")),
+        # HAProxy waits for a host that is gone as for one that computes: a little longer than the service's deadline.
+        "GLOW_DEADLINE_S": "15",
+        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "20",
         "GLOW_CACHE_DIR": str(CACHE),
         "GLOW_ALLOW_ANONYMOUS": "true",
     }
@@ -160,25 +168,20 @@ def service(names: list[str], ingress: str, folder: Path) -> Iterator[str]:
             stack.callback(kill_all, host)  # before that
             processes.append(process)
 
-        begin = [ray, "start", "--head", "--node-ip-address", head, "--port", str(GCS_PORT), "--temp-dir", str(folder)]
-        begin += ["--include-dashboard", "false"]
-        start(names[0], *begin, *common)
-        time.sleep(5)  # a node gives up where there is no head
-        for number, name in enumerate(names[1:], 2):
-            address = f"{NETWORK}.{number}"
-            start(name, ray, "start", "--address", f"{head}:{GCS_PORT}", "--node-ip-address", address, *common)
+        head = ["--head", "--port", str(GCS_PORT), "--temp-dir", str(folder), "--include-dashboard", "false"]
+        for host, ip, role in zip(HOSTS, HOST_IPS, (head, ["--address", address]), strict=True):
+            start(host, ray, "start", *role, "--node-ip-address", ip, *common)
+            time.sleep(5)  # a node gives up where there is no head
         served = [sys.executable, "-W", "ignore", "-m", "service.ray_app", "--models", str(ARTIFACT)]
-        replicas = str(len(names))
-        options = ["--host", "0.0.0.0", "--min-replicas", replicas, "--max-replicas", replicas]
-        start(names[0], *served, *options, "--address", f"{head}:{GCS_PORT}")
-        url = f"http://{head}:{PORT}"
+        options = ["--host", "0.0.0.0", "--min-replicas", "2", "--max-replicas", "2"]
+        start(HOSTS[0], *served, *options, "--address", address)
         limit = time.monotonic() + START_S
         while "Glow service on Ray" not in log.read_text():  # which it says when all replicas run
             if any(process.poll() is not None for process in processes) or time.monotonic() > limit:
                 raise RuntimeError(f"the service has not started: {log.read_text()[-2000:]}")
             time.sleep(0.5)
         time.sleep(SETTLED_S)
-        yield url
+        yield f"http://{SERVICE_IP}:{PORT}"
 
 
 def lose(how: str, host: str) -> None:
@@ -186,7 +189,7 @@ def lose(how: str, host: str) -> None:
     if how == "killed":
         kill_all(host)
     else:
-        run("ip", "-n", host, "link", "set", "eth0", "down")
+        run("ip", "-n", host, "link", "set", "inside", "down")
 
 
 def line(how: str, ingress: str, load: Load, lost_at: float) -> str:
@@ -220,11 +223,11 @@ def main(argv: list[str]) -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for ingress in args.ingresses:
         for how in args.losses:
-            with tempfile.TemporaryDirectory() as folder, hosts(2) as names:
-                with service(names, ingress, Path(folder)) as url, Load(url, rows, expected) as load:
+            with tempfile.TemporaryDirectory() as folder, hosts():
+                with service(ingress, Path(folder)) as url, Load(url, rows, expected) as load:
                     time.sleep(BEFORE_S)
                     lost_at = time.monotonic()
-                    lose(how, names[1])
+                    lose(how, HOSTS[1])
                     time.sleep(args.seconds)
                 print(line(how, ingress, load, lost_at), flush=True)
                 for failure in load.failures[:3]:
