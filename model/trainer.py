@@ -231,9 +231,8 @@ class Trainer:
         self.optimizer.zero_grad()
         figures = torch.tensor([0.0, 0.0, 0.0, stop], device=self.device)
         for rows in noisy.chunk(training.accumulation):
-            share = (
-                len(rows) * self.processes.size / training.batch_size
-            )  # so that a mean over processes is one of rows
+            # So that the mean over the processes is one over rows.
+            share = len(rows) * self.processes.size / training.batch_size
             z, log_det = self.flow(rows.to(self.device))
             log_normal = standard_normal_log_prob(z)
             loss = self.loss(log_normal + log_det)

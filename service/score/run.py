@@ -12,9 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from common.cli import (
-    Progress,
-)
+from common.cli import Progress
 from common.errors import UsageError
 from service.files import RowFile, describe, open_rows
 from service.flows import check_level
