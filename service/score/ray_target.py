@@ -118,7 +118,7 @@ class RayTarget(EngineTarget):
         from ray.data.exceptions import ExecutionTimeoutError
 
         for handler in logging.getLogger("ray.data").handlers:
-            if isinstance(handler, logging.StreamHandler):
+            if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):
                 handler.setLevel(logging.CRITICAL + 1)
         spans = [i for i, span in enumerate(rows.spans) if span.stop is not None and span.stop > start]
         if not spans:
