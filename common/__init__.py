@@ -1,4 +1,4 @@
-"""What both halves stand on and neither owns: how commands speak and end, their extras, how CSV files are written.
+"""What both halves stand on and neither owns: how commands speak and end, and what files and folders of rows are.
 
 Nothing here knows of models, HTTP or the engine.
 """

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from common.errors import UsageError
+from common.folders import rows_in
 from model.dataset import Array, DataError, Dataset, Kind, Selection, release_pages
 from model.distributed import ALONE, Processes
 from model.scratch import read_once, scratch
@@ -130,13 +131,7 @@ def _read_npz(path: Path) -> tuple[Array, Array | None]:
 
 
 def _read_folder(path: Path, wanted: Selection, processes: Processes) -> Dataset:
-    files = sorted(path.rglob("*"))
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    tables = [
-        file
-        for file in files
-        if file.suffix == ".parquet" and not any(part[0] in "_." for part in file.relative_to(path).parts)
-    ]
+    images, tables = rows_in(path, IMAGE_SUFFIXES)
     if images and tables:
         raise DataError(f"{path}: holds both images ({images[0].name}) and Parquet files ({tables[0].name})")
     if tables:

@@ -162,14 +162,13 @@ def error_of(answer: Answer) -> GlowError | None:
     status = answer.status
     if status == 200:
         return None
-    kind = BY_STATUS.get(status, GlowError)
+    own, foreign = (ServiceFailed, Unavailable) if status >= 500 else (GlowError, GlowError)
     try:
         body = json.loads(answer.content)
-        told = ServiceFailed if kind is GlowError and status >= 500 else kind
-        error = told(str(body["error"]), body.get("code"), status, body.get("request_id"))
+        error = BY_STATUS.get(status, own)(str(body["error"]), body.get("code"), status, body.get("request_id"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         phrase = httpx.codes.get_reason_phrase(status)
-        error = (Unavailable if kind is GlowError and status >= 500 else kind)(
+        error = BY_STATUS.get(status, foreign)(
             phrase or f"status {status}", phrase.lower().replace(" ", "_") or None, status
         )
     error.retry_after_s = _retry_after_s(answer)

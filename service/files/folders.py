@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from common.folders import rows_in
 from service.artifact import Signature
 from service.codecs import image
 from service.errors import ServiceError
@@ -20,17 +21,8 @@ _FILE = "file"  # what identifies an image of a folder
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Images, or Parquet files, in a folder and those below it, in the order of their paths; FileError for both.
-
-    Parquet files whose name or folder begins with "_" or "." are none of a table: so is known what is being written.
-    """
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    tables = [
-        file
-        for file in files
-        if file.suffix == ".parquet" and not any(part[0] in "_." for part in file.relative_to(folder).parts)
-    ]
+    """Images, or Parquet files, in a folder and those below it, in the order of their paths; FileError for both."""
+    images, tables = rows_in(folder, IMAGE_SUFFIXES)
     if images and tables:
         raise FileError(
             f"{folder}: holds images ({images[0].relative_to(folder)}) and .parquet files "
