@@ -94,7 +94,6 @@ class Batcher(Generic[Key]):
         kind: Callable[[Key], Hashable] = lambda key: key,
     ) -> None:
         self._run = run
-        self._room = room
         self._max_queue_rows = max_queue_rows
         self._prepare = prepare
         self._observe = observe
@@ -202,7 +201,7 @@ class Batcher(Generic[Key]):
                 retry_after_s=drain_s * excess / waiting,
             )
         if drain_s > patience_s > 0:
-            ahead = self._queue.num_ahead(num_rows)
+            ahead = self._queue.num_ahead(request.key, num_rows)
             wait_s = self._seconds(ahead)
             if wait_s > patience_s:
                 raise QueueFull(
@@ -210,7 +209,7 @@ class Batcher(Generic[Key]):
                     f"{patience_s:.1f} s (its deadline, or GLOW_MAX_WAIT_S)",
                     retry_after_s=wait_s - patience_s,
                 )
-        if num_rows <= self._room(request.key, num_rows).brief:
+        if self._queue.is_small(request.key, num_rows):
             self._small_at = request.submitted
 
     def _seconds(self, num_rows: Mapping[Any, int]) -> float:

@@ -34,8 +34,8 @@ ALIKE = 1.03  # times as slow as the best: the first of such plans is taken, so 
 WORTH_THREADS = 1.5  # times as fast as one thread that several must be: they take cores from the event loop
 WORTH_DOUBLING = 1.02  # rows/s that a bucket must gain over all smaller ones
 SHARES = (0.5, 0.75, 1.0)  # of the time, by the end of each operation: the first tries all plans
-BRIEF_S = 0.002  # what a small request may wait for a pass of large ones without noticing
-PACE = 0.8  # of the best rows/s: less is no use to large requests
+BRIEF_S = 0.002  # what a small request may wait for a pass of large ones without noticing ...
+BRIEF_TIMES = 4.0  # ... or so many times what its own takes, which several rows cost little more than
 OVERHEAD_S = 1e-4  # of a call beside its pass: what two threads and the event loop do
 MEMORY_SHARE = 0.5  # of what is available: the most that a pass may take
 
@@ -84,10 +84,9 @@ class Schedule(BaseModel):
 
     @cached_property
     def brief(self) -> int:
-        """Rows of the largest bucket that is over soon; at least those of the smallest one that runs at a good pace."""
-        speeds = [bucket.rows / bucket.seconds for bucket in self.buckets]
-        good = next(bucket for bucket, speed in zip(self.buckets, speeds, strict=True) if speed >= PACE * max(speeds))
-        return max([good.rows, *(bucket.rows for bucket in self.buckets if bucket.seconds <= BRIEF_S)])
+        """Rows of the largest bucket that is over soon, for whoever waits for a pass of one row."""
+        longest = max(BRIEF_S, BRIEF_TIMES * self.buckets[0].seconds)
+        return max(bucket.rows for bucket in self.buckets if bucket.seconds <= longest)
 
     @cached_property
     def _first_bucket(self) -> list[int]:

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -46,14 +47,59 @@ def test_a_job_whose_number_of_rows_have_left_is_not_overtaken_any_more() -> Non
         queue.take()
 
 
-def test_brief_passes_bound_large_jobs_and_no_others() -> None:
-    queue = RowQueue[Job](lambda key, waiting: Room(8, 3))
-    queue.push(job("a", 20))
-    assert sizes(queue, brief=True) == [3]
-    for _ in range(5):
+def test_a_brief_pass_has_small_jobs_and_as_much_of_large_ones_as_keeps_it_brief() -> None:
+    queue = RowQueue[Job](lambda key, waiting: Room(8, 4))
+    queue.push(large := job("a", 30))
+    assert sizes(queue, brief=True) == [4]
+    queue.push(job("a", 1))
+    assert sizes(queue, brief=True) == [1, 3]
+    for _ in range(9):
         queue.push(job("a", 1))
-    assert sum(sizes(queue, brief=True)) == 5
-    assert sizes(queue) == [8]
+    assert [part.job.small for part in queue.take(brief=True)] == [True] * 6 + [False]
+    assert large.taken == 4 + 3 + 2  # half of a brief pass, however many small ones wait
+    assert sizes(queue) == [1, 1, 1, 5]
+
+
+def test_small_jobs_ride_in_brief_passes_whose_large_ones_are_not_to_be_overtaken() -> None:
+    queue = RowQueue[Job](lambda key, waiting: Room(4, 4))
+    for _ in range(3):
+        queue.push(job("a", 8))
+    for _ in range(3):  # the first has left, and the others come before what comes now
+        queue.take()
+    queue.push(small := job("a", 2))
+    assert sum(sizes(queue, brief=True)) == 4
+    assert small.left == 0
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+@pytest.mark.parametrize("keys", ["aa", "ab"])
+def test_small_and_large_jobs_that_never_cease_both_leave(most: int, keys: str) -> None:
+    queue = RowQueue[Job](lambda key, waiting: Room(most, most))
+    jobs: list[Job] = []
+    left: Counter[bool] = Counter()
+    for _ in range(200):
+        small, large = (sum(each.left > 0 for each in jobs if each.small is small) for small in (True, False))
+        more = [job(keys[0], 1) for _ in range(small, 3 * most)] + [job(keys[1], 5 * most) for _ in range(large, 3)]
+        for each in more:
+            queue.push(each)
+        jobs += more
+        for part in queue.take(brief=True):
+            left[part.job.small] += part.stop - part.start
+    assert min(left.values()) >= left.total() / 3
+
+
+def test_rows_ahead_of_a_small_job_are_the_small_ones_and_as_many_of_large_ones() -> None:
+    queue = RowQueue[Job](lambda key, waiting: Room(4, 4))
+    for _ in range(2):
+        queue.push(job("a", 20))
+    for _ in range(5):  # the first large one has left
+        queue.take()
+    assert queue.num_ahead("a", 1) == {"a": 0}
+    assert queue.num_ahead("a", 30) == {"a": 20}
+    for _ in range(3):
+        queue.push(job("a", 1))
+    assert queue.num_ahead("a", 1) == {"a": 6}
+    assert queue.num_ahead("a", 30) == {"a": 23}
 
 
 class Queue(RuleBasedStateMachine):
@@ -78,9 +124,11 @@ class Queue(RuleBasedStateMachine):
             for old in self.waiting
             if old.key == key and (len(old.rows) <= num_rows or self.num_left - self.came_at[old] >= len(old.rows))
         }
-        num_ahead = self.queue.num_ahead(num_rows).get(key, 0)
+        num_ahead = self.queue.num_ahead(key, num_rows).get(key, 0)
         self.queue.push(new)
-        assert num_ahead == sum(old.left for old in self.waiting if old.key == key and old.place < new.place)
+        ahead = [old for old in self.waiting if old.key == key and old.place < new.place]
+        small, large = (sum(old.left for old in ahead if old.small is is_small) for is_small in (True, False))
+        assert num_ahead == small + (min(small, large) if new.small else large)
         self.jobs.append(new)
 
     @rule(brief=st.booleans())

@@ -108,7 +108,7 @@ class _Replica:
         """Let rows wait for a pass; False where too many do."""
         if self._queue.num_waiting and self._queue.num_waiting + num_rows > self._most_waiting:
             return False
-        if num_rows <= self._schedule.brief:
+        if self._queue.is_small(None, num_rows):
             self._small_at = self._clock.now
         job = Rows(key=None, rows=cast(Any, range(num_rows)))
         self._answers[id(job)] = answered
