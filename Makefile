@@ -3,6 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 DATA ?= ../shared/data
 PROCESSES ?= 1
+MINUTES ?= 60
 ARTIFACTS ?= fashion-mnist breast-cancer
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ LOCK = CUSTOM_COMPILE_COMMAND="make lock" .cache/pip-tools/bin/pip-compile --qui
 .PHONY: serve install test check docs format artifacts pictures lock docker-test bench-engine bench-engine-cuda \
     bench-conditioners bench-plane bench-adbench bench-why \
     bench-anomalies bench-bulk bench-capacity bench-ddp bench-drift bench-explanations bench-false-alarms bench-fold-calibration \
-    bench-hosts bench-json bench-serving bench-overload bench-idle bench-lifecycle bench-node-loss bench-soak clean
+    bench-hosts bench-json bench-serving bench-overload bench-idle bench-lifecycle bench-node-loss soak clean
 
 serve: $(VENV)/.serve
 	GLOW_CACHE_DIR=$${GLOW_CACHE_DIR-.cache} $(BIN)/python -m service --port $(PORT)
@@ -122,7 +123,7 @@ bench-why: $(VENV)/.test
 	    $(if $(wildcard $(DATA)/fashion-mnist),--data $(DATA)/fashion-mnist) --out docs/why-a-flow.md
 
 # The service under load (wrk is needed): beside its peers, about 9 minutes; above its peak; beside idle connections;
-# while it is reloaded and stopped; for a million requests, about 8 minutes.
+# while it is reloaded and stopped.
 bench-serving: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.serving
 
@@ -139,8 +140,9 @@ bench-lifecycle: $(VENV)/.test
 bench-node-loss: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.serving.node_loss
 
-bench-soak: $(VENV)/.test
-	$(BIN)/python -W ignore -m benchmarks.serving.soak
+# Hours of every load, and what they do to memory, files and latencies (wrk is needed); make soak MINUTES=5 for a look.
+soak: $(VENV)/.test
+	$(BIN)/python -W ignore -m reliability.soak --minutes $(MINUTES)
 
 # Costs of the service's parts, what the capacity model makes of them beside real runs, and the tables of its page:
 # about 8 minutes, of which Ray's clusters take half.

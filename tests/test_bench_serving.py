@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 import shutil
 import signal
 import socket
@@ -11,14 +10,13 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.serving import __main__ as serving
-from benchmarks.serving import lifecycle, processes, soak
+from benchmarks.serving import lifecycle, processes
 from benchmarks.serving.bodies import table_rows, write_body
 from benchmarks.serving.client import Client, Outcome
 from benchmarks.serving.idle import idle_connections, is_open
@@ -238,34 +236,6 @@ def test_a_reload_and_the_end_are_measured_under_load(models_dir: Path, tmp_path
     assert (ended.refused, ended.errors, ended.connect) == (0, 4, 4)  # each stops at its first refusal
     assert min(served.requests, ended.requests) > 10
     assert 0 < took_s < 2
-
-
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
-def test_every_kind_of_request_gets_the_status_that_is_due(
-    models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    changes = {
-        "ASKED": models_dir / "tiny-table.pt",
-        "OTHER": models_dir / "tiny-images.pt",
-        "SCORE": "/log-likelihood?model=tiny-table",
-        "SAMPLE_S": 0.2,
-        "ASIDE_S": 0.2,
-        "SETTLING_S": 0,
-        "glow_with_keys": partial(glow_with_keys, threads=1, plan="optimized", cache_dir=tmp_path),
-    }
-    for name, value in changes.items():
-        monkeypatch.setattr(soak, name, value)
-    with pytest.raises(SystemExit) as raised:
-        soak.main(["--requests", "100", "--seconds", "1", "--reload", "0.5"])
-    text = capsys.readouterr().out
-    assert raised.value.code == 0, text
-    assert {line[2:].partition(" |")[0] for line in text.splitlines() if line.startswith("| ")} > {
-        "RSS MB",
-        "open files",
-    }
-    beside = {what: int(num) for what, num in re.findall(r"(hang-ups|scrapes|images|reloads) (\d+)", text)}
-    assert len(beside) == 4
-    assert min(beside.values()) > 0
 
 
 @pytest.mark.parametrize(
