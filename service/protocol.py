@@ -7,19 +7,33 @@ import secrets
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import access_log
 
 MAX_HEAD_BYTES = 2**16
+MAX_HEADERS = 256  # of a request: one of two bytes costs a hundred
+MAX_WAITING = 64  # requests that a caller sends without awaiting answers: one of thirty bytes costs a thousand
 _REST_S = 2.0  # for what is left of a body that has its answer
 _LAST_S = 0.25  # in which what a caller has sent arrives
 _SMALL = 4096  # bytes that are worth holding back for the next ones
 
 
+class _TooManyHeaders(Exception):
+    """A request has more than MAX_HEADERS."""
+
+
+class _TooManyWaiting(Exception):
+    """More than MAX_WAITING requests wait for the answers to those before them."""
+
+
 class Protocol(HttpToolsProtocol):
-    """What uvicorn runs for a connection. A head must be complete within the time that a connection may be idle."""
+    """What uvicorn runs for a connection. A head must be complete within the time that a connection may be idle.
+
+    A wish to speak another protocol (``Upgrade``) is not heard: the request is answered as one without it.
+    """
 
     _head_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
@@ -43,9 +57,37 @@ class Protocol(HttpToolsProtocol):
         elif len(data) > MAX_HEAD_BYTES and self._expects_head and b"\r\n\r\n" not in data[:MAX_HEAD_BYTES]:
             self._refuse_head()
             return
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
         if self._in_head:
             self._await_head()
+
+    def _parse(self, data: bytes) -> None:
+        """As uvicorn does, but that callers cannot make it write lines of log, nor lose what follows an Upgrade."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            (end_of_head,) = upgrade.args
+            if self.parser.get_method() == b"CONNECT":
+                self.send_400_response("CONNECT is for proxies")
+            else:
+                self._parse_without_upgrade(data[end_of_head:])
+        except httptools.HttpParserError as error:
+            if isinstance(error.__context__, _TooManyHeaders):
+                self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"there are more than {MAX_HEADERS} headers")
+            elif isinstance(error.__context__, _TooManyWaiting):
+                self.transport.abort()
+            else:
+                self.send_400_response("Invalid HTTP request received.")
+
+    def _parse_without_upgrade(self, rest: bytes) -> None:
+        """Parse a head again without its Upgrade, and what follows: the parser takes a body for another protocol's."""
+        version = self.parser.get_http_version().encode()
+        headers = b"".join(b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade")
+        head = b"%s %s HTTP/%s\r\n%s\r\n" % (self.parser.get_method(), self.url, version, headers)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+        self._parse(head + rest)
 
     @property
     def _expects_head(self) -> bool:
@@ -59,13 +101,24 @@ class Protocol(HttpToolsProtocol):
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self.headers) >= MAX_HEADERS:
+            raise _TooManyHeaders
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        if len(self.pipeline) >= MAX_WAITING:
+            raise _TooManyWaiting
         self._in_head = False
         self._head_arrived()
         super().on_headers_complete()
         self.headers = _NoTrailers()
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         if self.cycle.response_complete:  # of which super would not take note
             self.cycle.more_body = False
         super().on_message_complete()

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.protocol import MAX_HEADERS, MAX_WAITING
 from tests.test_server import answered, server
 from tests.wire import IMAGES, TABLE
 
@@ -184,7 +185,7 @@ def test_what_comes_behind_a_body_is_dropped_and_ends(address: tuple[str, int]) 
 
 
 def test_whoever_does_not_read_is_cut_off(address: tuple[str, int]) -> None:
-    request, num = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n", 400
+    request, num = b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n", 20
     size = len(ask(address, request + b"connection: close\r\n\r\n"))
     with socket.create_connection(address, timeout=20) as connection:
         connection.sendall((request + b"\r\n") * num)
@@ -195,4 +196,36 @@ def test_whoever_does_not_read_is_cut_off(address: tuple[str, int]) -> None:
             while part := connection.recv(2**20):
                 received += len(part)
         assert received < num * size / 2  # what the system holds
+    assert works(address)
+
+
+UPGRADE = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
+
+
+def test_a_wish_for_another_protocol_hides_no_request_and_loses_none(address: tuple[str, int]) -> None:
+    """As Java's own client sends with its first request; a body taken for a request gets round what is before us."""
+    last = b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    hidden = b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n"
+    asked = POST + UPGRADE + b"content-length: %d\r\n\r\n"
+    for body, statuses in ((ROW, [b"200", b"200"]), (hidden, [b"400", b"200"])):
+        head = asked % len(body)
+        for parts in ([head + body + last], [head, body, last]):
+            replies = ask(address, *parts, pause_s=0.05).split(b"HTTP/1.1 ")[1:]
+            assert [reply[:3] for reply in replies] == statuses
+    chunked = POST + UPGRADE + b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(ROW), ROW)
+    bare = b"GET /livez HTTP/1.1\r\nhost: x\r\n" + UPGRADE.replace(b"h2c", b"websocket") + b"\r\n"
+    replies = ask(address, chunked + bare + last).split(b"HTTP/1.1 ")[1:]
+    assert [reply[:3] for reply in replies] == [b"200"] * 3
+    assert b"400 " in ask(address, b"CONNECT x:80 HTTP/1.1\r\nhost: x\r\n\r\n")
+
+
+def test_headers_and_requests_that_wait_are_few(address: tuple[str, int]) -> None:
+    """Each costs a hundred times its bytes in memory, also of a caller without a key."""
+    head = b"GET /livez HTTP/1.1\r\nconnection: close\r\n"
+    assert b" 200 " in ask(address, head + b"a:\r\n" * (MAX_HEADERS - 1) + b"\r\n")
+    assert b" 431 " in ask(address, head + b"a:\r\n" * MAX_HEADERS + b"\r\n")
+    request = b"GET /livez HTTP/1.1\r\n%s\r\n"
+    few = request % b"" * MAX_WAITING + request % b"connection: close\r\n"
+    assert ask(address, few).count(b" 200 ") == MAX_WAITING + 1
+    assert ask(address, request % b"" + few) == b""
     assert works(address)
