@@ -24,6 +24,7 @@ from service.errors import (
 from service.flows import Budget, Flows
 from service.negotiation import read_ratings
 from service.quota import TokenBucket
+from service.room import Share
 from service.service import Service
 from service.settings import Settings
 
@@ -81,6 +82,7 @@ class Call(Request):
         self.model = self.version = ""
         self.route = ""  # in the metrics, where it is not what front takes it for
         self.read_at = 0.0  # time.perf_counter() when its rows had been read
+        self._share = Share(self.service.room)
         self._has_body = False
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
@@ -152,7 +154,8 @@ class Call(Request):
     async def read_body(self) -> Body:
         """Read the body, never more of it than the limit, before and after it is inflated.
 
-        Raises TooLarge, UnsupportedMediaType for an unknown encoding, and BadRequest for what is not of a known one.
+        Raises TooLarge, QueueFull where other bodies leave no room, UnsupportedMediaType for an unknown encoding, and
+        BadRequest for what is not of a known one.
         """
         limit = self.settings.max_body_bytes
         announced = self.header("content-length")
@@ -168,11 +171,13 @@ class Call(Request):
     async def _read_plain(self) -> Body:
         """Read the body, or as much of it as shows that it is too large."""
         body, more = await self._receive_part()
+        self._share.take(len(body))
         if not more:
             return body
         whole = bytearray(body)
         while more and len(whole) <= self.settings.max_body_bytes:
             part, more = await self._receive_part()
+            self._share.take(len(part))
             whole += part
         return whole
 
@@ -180,7 +185,7 @@ class Call(Request):
         if encoding not in compression.ENCODINGS:
             known = " or ".join(compression.ENCODINGS)
             raise UnsupportedMediaType(f"Content-Encoding is {encoding[:100]!r}; it must be {known}")
-        inflater = compression.Inflater(encoding, self.settings.max_body_bytes)
+        inflater = compression.Inflater(encoding, self.settings.max_body_bytes, self._share.take)
         more = True
         while more:
             part, more = await self._receive_part()
@@ -208,6 +213,7 @@ class Call(Request):
     ) -> None:
         assert self._watch is not None
         self._watch.end(self)
+        self._share.close()
         if self._watcher is not None:
             self._watcher.cancel()
         if self._ending is not None and isinstance(error, asyncio.CancelledError):

@@ -116,7 +116,7 @@ class Unprocessable(ServiceError):
 
 
 class QueueFull(ServiceError):
-    """More rows wait than the queue may hold, or than can be answered before the deadline."""
+    """More rows wait than the queue may hold or the deadline allows, or bodies take all of their room."""
 
     status = 429
     code = "queue_full"

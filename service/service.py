@@ -17,6 +17,7 @@ from service.errors import ReloadRefused, Stuck, Unavailable
 from service.flows import Flows, check_settings
 from service.metrics import Metrics
 from service.peers import Peers, Workers
+from service.room import Room
 from service.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Service:
         self.metrics = Metrics()
         self.metrics.service = self
         self.access: Access = read_access(settings.api_keys_file)
+        self.room = Room(settings.max_bodies_bytes)
         self.draining = False
         self._closed = False
         self.engine = Engine(settings)

@@ -105,6 +105,9 @@ class Settings(BaseSettings):
         description="Seconds of work, at the engine's pace, that may wait before requests get 429.",
     )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Bytes of one request body, decompressed.")
+    max_bodies_bytes: int = Field(
+        2**29, ge=1024, description="Bytes that the bodies of all requests under way may have together, else 429."
+    )
     gzip_min_bytes: int = Field(
         2**16, ge=0, description="Bytes from which JSON answers are compressed, for callers that accept gzip."
     )
@@ -168,6 +171,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_queue_rows ({self.max_queue_rows}) must be at least max_request_rows ({self.max_request_rows}), "
                 "or the largest request never fits"
+            )
+        if self.max_bodies_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"max_bodies_bytes ({self.max_bodies_bytes}) must be at least max_body_bytes ({self.max_body_bytes}), "
+                "or the largest body never fits"
             )
         return self
 

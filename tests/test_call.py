@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import gzip
 import json
 import threading
 import time
@@ -14,6 +15,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 
+from service.errors import ClientLeft
+from service.room import Room, Share
 from service.row_queue import Array, Arrays
 from tests.wire import IMAGES
 
@@ -94,6 +97,43 @@ async def test_a_body_that_does_not_come_ends_with_the_deadline(app: FastAPI) ->
 
     status, answer = await call(app, half_a_body())
     assert (status, answer["code"]) == (504, "deadline_exceeded")
+
+
+async def test_bodies_that_are_many_have_no_more_room_than_there_is_and_give_it_back(
+    app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = app.state.service.room
+    monkeypatch.setattr(room, "num_bytes", len(ROWS) + 50)
+
+    async def slow_body(pause_s: float) -> AsyncIterator[Message]:
+        yield {"type": "http.request", "body": ROWS[:60], "more_body": True}
+        await asyncio.sleep(pause_s)
+        yield {"type": "http.request", "body": ROWS[60:], "more_body": False}
+
+    first = asyncio.create_task(call(app, slow_body(0.2)))
+    await asyncio.sleep(0.05)
+    assert room.taken == 60
+    status, answer = await call(app, whole_body())
+    assert (status, answer["code"]) == (429, "queue_full")
+    assert "GLOW_MAX_BODIES_BYTES" in answer["error"]
+    assert (await first)[0] == 200
+    assert (await call(app, slow_body(60)))[0] == 504
+    assert room.taken == 0
+    packed = gzip.compress(ROWS + b" " * 51)
+    answer = await client.post("/log-likelihood", content=packed, headers={"content-encoding": "gzip"})
+    assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+    assert (await call(app, whole_body()))[0] == 200
+    assert room.taken == 0
+
+
+def test_a_request_that_is_over_takes_no_room_though_a_thread_still_inflates_its_body() -> None:
+    room = Room(10)
+    share = Share(room)
+    share.take(4)
+    share.close()
+    with pytest.raises(ClientLeft):
+        share.take(1)
+    assert room.taken == 0
 
 
 async def test_what_waits_for_a_caller_who_hung_up_is_dropped(app: FastAPI, busy: threading.Event) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from service.errors import BadRequest, TooLarge
 
@@ -16,14 +16,16 @@ _LEVEL = 1
 class Inflater:
     """Inflates one body, never to more than ``limit`` bytes.
 
-    ``feed`` what arrives, then ``finish``. Raises TooLarge as soon as the limit is passed, and BadRequest for what is
-    no such stream, ends early or is followed by other bytes; of gzip, several members make one body.
+    ``feed`` what arrives, then ``finish``; ``grow`` is told how many bytes come next, and may raise. Raises TooLarge as
+    soon as the limit is passed, and BadRequest for what is no such stream, ends early or is followed by other bytes; of
+    gzip, several members make one body.
     """
 
-    def __init__(self, encoding: str, limit: int) -> None:
+    def __init__(self, encoding: str, limit: int, grow: Callable[[int], None] = lambda _: None) -> None:
         self._window_bits = _WINDOW_BITS[encoding]
         self._encoding = encoding
         self._limit = limit
+        self._grow = grow
         self._stream = zlib.decompressobj(self._window_bits)
         self._body = bytearray()
 
@@ -57,6 +59,7 @@ class Inflater:
             inflated = self._stream.decompress(data, size)
         except zlib.error as error:
             raise BadRequest(f"the body is not a {self._encoding} stream") from error
+        self._grow(len(inflated))
         self._body += inflated
         if len(self._body) > self._limit:
             raise TooLarge(f"the body inflates to more than the limit of {self._limit} bytes (GLOW_MAX_BODY_BYTES)")
