@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
@@ -24,6 +25,7 @@ from service.artifact import (
     ArtifactError,
     Manifest,
     compile_module,
+    digest_of,
     load_records,
     methods_of,
     open_artifact,
@@ -318,10 +320,25 @@ def test_records_that_a_whole_checksum_hides_are_still_checked(artifact_bytes: b
         path.write_bytes(pack(changed))
         with pytest.raises(ArtifactError, match=message):
             open_artifact(path)
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data", bytes(2**20))
+        archive.comment = b" " * 71
+    body = buffer.getvalue()[:-71]
+    path.write_bytes(body + b"sha256:" + hashlib.sha256(body).hexdigest().encode())
+    with pytest.raises(ArtifactError, match="must hold its records as they are"):
+        open_artifact(path)
     body = b"not a zip"
     path.write_bytes(body + b"sha256:" + hashlib.sha256(body).hexdigest().encode())
     with pytest.raises(ArtifactError, match="is not a readable zip archive"):
         open_artifact(path)
+
+
+def test_what_may_have_no_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "flow.pt")
+    for read in (open_artifact, digest_of):
+        with pytest.raises(ArtifactError, match=r"flow\.pt: is no file"):
+            read(tmp_path / "flow.pt")
 
 
 def test_a_failed_check_leaves_no_file(artifact_bytes: bytes, tmp_path: Path) -> None:

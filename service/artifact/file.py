@@ -154,6 +154,7 @@ def read_artifact(path: Path, allowed: Container[str] | None = None) -> Artifact
 
 def digest_of(path: Path) -> str:
     """SHA-256 of a whole file, in hex. Raises ArtifactError."""
+    _check_is_file(path)
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -202,7 +203,11 @@ def _read_records(path: Path, data: bytes) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = archive.namelist()
+            if sum(info.file_size for info in archive.infolist()) > len(data):
+                raise ArtifactError(f"{path}: must hold its records as they are: compressed, they could be of any size")
             records = {name: archive.read(name) for name in names}
+    except ArtifactError:
+        raise
     except Exception as error:  # encrypted, compressed in an odd way, or no zip at all
         raise ArtifactError(f"{path}: is not a readable zip archive") from error
     if len(records) != len(names) or len({name.partition("/")[0] for name in names}) != 1:
@@ -210,7 +215,13 @@ def _read_records(path: Path, data: bytes) -> dict[str, bytes]:
     return records
 
 
+def _check_is_file(path: Path) -> None:
+    if path.exists() and not path.is_file():  # a pipe or a device may have no end
+        raise ArtifactError(f"{path}: is no file")
+
+
 def _read_whole(path: Path) -> bytes:
+    _check_is_file(path)
     try:
         data = path.read_bytes()
     except OSError as error:
