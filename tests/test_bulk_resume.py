@@ -262,6 +262,24 @@ def test_an_input_that_changes_under_the_run_is_noticed(
     assert not out.exists()
 
 
+def test_a_folder_that_another_user_has_prepared_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, precious = tmp_path / "out.csv", tmp_path / "precious"
+    precious.mkdir()
+    spool.folder_of(out).symlink_to(precious)
+    with pytest.raises(UsageError, match=r"out.csv.partial: is no folder of this user"):
+        spool.Spool(out, {}, [])
+    spool.folder_of(out).unlink()
+    (precious / "keys").write_text("kept")
+    spool.folder_of(out).mkdir()
+    (spool.folder_of(out) / "lock").symlink_to(precious / "keys")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(UsageError, match=r"out.csv.partial: is no folder of this user"):
+        spool.Spool(out, {}, [])
+    assert (precious / "keys").read_text() == "kept"
+
+
 def test_two_runs_do_not_write_one_file(table_target: EngineTarget, tmp_path: Path) -> None:
     source, out = write_npy(tiny_table(100).fit.x, tmp_path / "x"), tmp_path / "out.csv"
     with spool.Spool(out, {}, []), pytest.raises(UsageError, match=r"out.csv: is being written by another run"):

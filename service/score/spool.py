@@ -13,6 +13,7 @@ import fcntl
 import io
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -49,7 +50,10 @@ class Spool(AbstractContextManager["Spool"]):
         self.folder = folder_of(out)
         self._out = out
         self._state = _State(run=dict(run))
-        self.folder.mkdir(exist_ok=True)
+        try:
+            self.folder.mkdir()
+        except FileExistsError:
+            _check_own(self.folder)
         self._lock = (self.folder / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -197,6 +201,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _check_own(folder: Path) -> None:
+    """Refuse what somebody else may have prepared, with links in it to files that we would write over."""
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        raise UsageError(f"{folder}: is no folder of this user; remove it, or write elsewhere")
 
 
 def _cut(path: Path, num_bytes: int) -> io.BufferedRandom:
