@@ -1,5 +1,6 @@
 """What the client makes of interrupts, of settings without bounds, and of answers that are none of a Glow service."""
 
+import io
 import json
 import subprocess
 import sys
@@ -117,6 +118,26 @@ def test_any_other_answer_is_the_fault_of_who_gave_it(answer: httpx.Response) ->
     if not answer.headers.get(headers.JSON_SIZE):
         with pytest.raises(ServiceFailed):
             client.models()
+
+
+@pytest.mark.parametrize("spoilt", ["", "short", "archive", "endless"])
+def test_an_example_is_an_array_or_the_fault_of_who_gave_it(spoilt: str) -> None:
+    array, archive, head = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    np.save(array, np.ones((1, 3)))
+    np.savez(archive, x=np.ones((1, 3)))
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f8", "fortran_order": False, "shape": (10**15,)})
+    contents = {
+        "": array.getvalue(),
+        "short": b"",
+        "archive": archive.getvalue(),
+        "endless": head.getvalue(),
+    }
+    client = GlowClient(of(lambda _: httpx.Response(200, content=contents[spoilt])), model="m@v")
+    if spoilt:
+        with pytest.raises(ServiceFailed, match="is no NumPy file"):
+            client.example()
+    else:
+        assert client.example().tolist() == [[1.0, 1.0, 1.0]]
 
 
 @pytest.mark.parametrize("status", [500, 502, 520])

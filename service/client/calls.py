@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import time
@@ -19,6 +18,8 @@ from service.client.call import Call, Progress
 from service.client.errors import GlowError, InvalidRequest, NotFound, NotNow, ServiceFailed, TooLarge, VersionGone
 from service.client.steps import Answer, Asking, Deadline, Pause, Send, Steps, Together, error_of
 from service.client.tensors import Tensors
+from service.codecs import npy
+from service.errors import BadRequest
 from service.noise import random_seed
 from service.scores import DEFINITIONS, ScoreName, benjamini_hochberg, p_value_column
 
@@ -211,10 +212,9 @@ class Calls:
         path = yield from self._path(name, deadline)
         answer = yield from self._asking.ask("GET", f"{path}/example?format=npy", deadline)
         try:
-            array: Array = np.load(io.BytesIO(answer.content), allow_pickle=False)
-        except ValueError as error:
+            return npy.read(answer.content)
+        except BadRequest as error:
             raise ServiceFailed(f"{path}/example is no NumPy file", status=answer.status) from error
-        return array
 
     def drift(self, name: str | None = None, *, timeout: float | None = None) -> Steps[dict[str, Any]]:
         """Whether the rows that were scored still come from where the calibration rows came from: docs/drift.md."""
