@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import tomllib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +65,9 @@ class _File(BaseModel):
     @model_validator(mode="after")
     def _unique(self) -> _File:
         for what in ("id", "sha256"):
-            values = [getattr(key, what) for key in self.keys]
-            twice = next((value for value in values if values.count(value) > 1), None)
-            if twice is not None:
-                raise ValueError(f"two keys have the {what} {twice}")
+            value, times = Counter(getattr(key, what) for key in self.keys).most_common(1)[0]
+            if times > 1:
+                raise ValueError(f"two keys have the {what} {value}")
         return self
 
 
