@@ -27,16 +27,9 @@ from service.metrics import Phases
 from service.oip import routes as oip
 from service.service import Service
 
-# No answer is to be taken for another type or kept; a page, besides, runs what it holds and is put into no other page.
+# No answer is to be taken for another type or kept; a page, besides, runs no more than it says itself, in no other page.
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
-_PAGE_HEADERS = [
-    *_HEADERS,
-    (
-        b"content-security-policy",
-        b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-        b"img-src 'self' data:; frame-ancestors 'none'",
-    ),
-]
+_PAGE_HEADERS = [*_HEADERS, (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")]
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
@@ -55,6 +48,9 @@ class Front:
         self._watch = Watch()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # of servers that offer it; no key would be asked for
+            await send({"type": "websocket.close"})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from starlette.types import Message
 
 from service.protocol import MAX_HEADERS, MAX_WAITING
 from tests.test_server import answered, server
@@ -229,3 +231,17 @@ def test_headers_and_requests_that_wait_are_few(address: tuple[str, int]) -> Non
     assert ask(address, few).count(b" 200 ") == MAX_WAITING + 1
     assert ask(address, request % b"" + few) == b""
     assert works(address)
+
+
+@pytest.mark.parametrize("path", ["/", "/playground/app.js", "/sample", "/nothing"])
+async def test_nobody_gets_a_web_socket(app: FastAPI, path: str) -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app({"type": "websocket", "path": path, "headers": [], "query_string": b""}, receive, send)
+    assert sent == [{"type": "websocket.close"}]

@@ -115,3 +115,23 @@ def test_on_a_phone_the_verdict_is_in_view_of_what_is_typed(browser: Browser, ur
         page.get_by_label("copy").fill("0.5")
         expect(page.get_by_role("status").filter(has_text="of normal")).to_be_in_viewport()
         assert page.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+def test_the_page_of_the_routes_shows_and_asks_them_and_runs_no_other_script(browser: Browser, url: str) -> None:
+    with opened(browser, f"{url}/docs") as page:
+        route = page.locator("#operations-default-get_livez, [id*='livez']").first
+        expect(route).to_be_visible()
+        route.get_by_role("button").first.click()
+        page.get_by_role("button", name="Try it out").click()
+        page.get_by_role("button", name="Execute").click()
+        expect(page.locator(".live-responses-table")).to_contain_text('"status": "ok"')
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{url}/docs")
+    page.evaluate("""() => {
+        const script = document.createElement("script");
+        script.textContent = "window.injected = true";
+        document.body.append(script);
+    }""")
+    assert page.evaluate("() => window.injected") is None
+    context.close()
