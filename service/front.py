@@ -27,7 +27,7 @@ from service.metrics import Phases
 from service.oip import routes as oip
 from service.service import Service
 
-# No answer is to be taken for another type or kept; a page, besides, runs no more than it says itself, in no other page.
+# No answer is to be taken for another type or kept; a page, besides, runs no more than it says, and in no other page.
 _HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 _PAGE_HEADERS = [*_HEADERS, (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")]
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")

@@ -61,6 +61,22 @@ async def test_a_picture_of_many_pixels_is_refused_by_its_head(
         assert peak < 16 * 2**20
 
 
+@pytest.mark.parametrize("values", [b"0,", b"[0],", b"[],", b"{},", b'"",', b'{"a":0},'])
+@pytest.mark.parametrize("before", [b'{"inputs":[', b'{"inputs":[[', b'{"inputs":[[0.5,1010.0,3.0]],"x":['])
+async def test_json_of_many_values_is_refused_before_they_are_parsed(
+    client: httpx.AsyncClient, before: bytes, values: bytes
+) -> None:
+    """A value of two bytes takes a hundred once it is parsed."""
+    body = before + values * (2**20 // len(values) - 100) + b"0]}"
+    for path in ("/encode", f"/v2/models/{TABLE}/infer", "/v2/repository/index"):
+        tracemalloc.start()
+        response = await client.post(path, content=body, headers={"content-type": "application/json"})
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert response.status_code == 413, response.text
+        assert peak < 4 * 2**20
+
+
 @pytest.fixture(scope="module")
 def address(models_dir: Path) -> Iterator[tuple[str, int]]:
     with pytest.MonkeyPatch.context() as patch:

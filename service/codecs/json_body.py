@@ -30,6 +30,11 @@ def read_object(body: bytes | bytearray) -> dict[str, Any]:
     return value
 
 
+def count_values(body: bytes | bytearray, size: int) -> int:
+    """Values that the first bytes of a body hold as JSON, at most: each follows a comma, or begins a list or object."""
+    return 1 + sum(body.count(sign, 0, size) for sign in (b",", b"[", b"{"))
+
+
 def read_rows(body: bytes | bytearray, field: str, check_rows: Callable[[int], None]) -> tuple[object, dict[str, Any]]:
     """Parse a JSON object into the rows that one member holds and its other members, the options.
 

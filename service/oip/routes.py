@@ -16,7 +16,7 @@ from service.api import Endpoint
 from service.call import Body, Call, flows_of, service_of
 from service.codecs import json_body
 from service.engine import Model
-from service.errors import BadRequest, Unprocessable
+from service.errors import BadRequest, TooLarge, Unprocessable
 from service.flows import Flows
 from service.oip import codec, models, tensors
 from service.oip.codec import InferRequest, Output
@@ -94,6 +94,7 @@ def _prepare(flows: Flows, view: View, model: Model, body: Body, size: int | Non
         request = codec.read_raw(body, tensor.name, tensors.datatype_of(tensor.dtype), tensor.shape[1:])
         flows.check_rows(model, len(request.inputs[tensor.name]), "rows")
     else:
+        flows.check_json(body, len(body) if size is None else size)
         request = codec.read(body, size, partial(flows.check_rows, model, what="rows"))
     return request, view.prepare(flows, model, request)
 
@@ -180,6 +181,8 @@ async def model_statistics(request: Request) -> Response:
 async def repository_index(call: Call) -> Response:
     """Every model, its version and state. Models cannot be loaded or unloaded from here."""
     body = await call.read_body()
+    if len(body) > _SMALL_JSON:
+        raise TooLarge(f"a body of {len(body)} bytes is over the limit of {_SMALL_JSON} for options alone")
     if body and not isinstance(json_body.read_object(body).get("ready", False), bool):
         raise Unprocessable("ready must be true or false")
     entries = [
