@@ -12,6 +12,7 @@ from benchmarks.capacity.inputs import Body, Client, Ingress, Inputs, ModelCosts
 from benchmarks.capacity.simulate import Burst, Clock, Interpreter, Job, Link, Machine, Thread
 from benchmarks.capacity.system import Deployment, Load, Network, predict
 from common.errors import UsageError
+from docs.tables import place_of
 
 ROOMY = Deployment(cores=64.0)
 PASS_S, LOOP_S = 0.010, 0.001
@@ -221,9 +222,9 @@ def test_costs_between_two_measured_bodies_are_on_their_line() -> None:
 def test_the_page_says_what_was_measured() -> None:
     page, measured = report.PAGE.read_text(), read_inputs()
     for name in ("checks", "costs", "passes", "ray"):
-        assert page[report.place_of(page, name)] == report.TABLES[name](measured), "make bench-capacity writes it"
+        assert page[place_of(page, name)] == report.TABLES[name](measured), "make bench-capacity writes it"
     assert f"| {report.summary()} |" in report.BENCHMARKS.read_text()
-    planned = page[report.place_of(page, "answers")].splitlines()[2:]
+    planned = page[place_of(page, "answers")].splitlines()[2:]
     loads = report.loads(measured)
     assert len(planned) == len(loads)
     assert planned[0] == report.answer(measured, *loads[0])

@@ -1,7 +1,6 @@
 """Write the tables of docs/capacity.md from what was measured: ``python -m benchmarks.capacity.report``.
 
-The line of docs/benchmarks.md, too. Each table stands between the comments ``table: NAME`` and ``end of NAME``. Loads
-are planned anew, which takes a minute.
+The line of docs/benchmarks.md, too. Loads are planned anew, which takes a minute.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from benchmarks.capacity.plan import Answer, ask, most_of_one, on_device
 from benchmarks.capacity.system import Deployment, Load, Network
 from benchmarks.capacity.validate import TOLERANCE, VALIDATED, Check, Checks, table
 from common.cli import Parser, run_command
+from docs import tables
 
 PAGE = Path(__file__).parents[2] / "docs" / "capacity.md"
 BENCHMARKS = PAGE.with_name("benchmarks.md")
@@ -156,22 +156,12 @@ TABLES: dict[str, Callable[[Inputs], str]] = {
 }
 
 
-def place_of(page: str, name: str) -> slice:
-    """Where in a page the table of that name stands."""
-    begin, end = f"<!-- table: {name} -->\n\n", f"\n\n<!-- end of {name} -->"
-    start = page.index(begin) + len(begin)
-    return slice(start, page.index(end, start))
-
-
 def main(argv: list[str]) -> None:
     """Write the page's tables."""
     parser = Parser(prog="python -m benchmarks.capacity.report", description=__doc__)
     parser.parse_args(argv)
-    inputs, page = read_inputs(), PAGE.read_text()
-    for name, write in TABLES.items():
-        place = place_of(page, name)
-        page = page[: place.start] + write(inputs) + page[place.stop :]
-    PAGE.write_text(page)
+    inputs = read_inputs()
+    tables.write(PAGE, {name: table_of(inputs) for name, table_of in TABLES.items()})
     BENCHMARKS.write_text(re.sub(r"\d+ of \d+ throughputs within \d+ %", summary(), BENCHMARKS.read_text()))
 
 
