@@ -299,7 +299,7 @@ def _parse_rows(
     if media_type == ANY_BINARY:
         media_type = sniff(body)
     if media_type == json_body.MEDIA_TYPE:
-        flows.check_json(body, len(body))
+        json_body.check_values(body, len(body), flows.settings.max_request_rows, flows.catalog.most_dims)
         value, members = json_body.read_rows(body, field, partial(flows.check_rows, None, what="rows"))
         options = read_options(kind, call.query, members)
         model = flows.find(options.model)

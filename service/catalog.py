@@ -6,6 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 from tqdm import tqdm
@@ -59,6 +60,11 @@ class Catalog:
         self.models = sorted(
             self._by_reference.values(), key=lambda model: (model.name, not self.answers_for_name(model), model.version)
         )
+
+    @cached_property
+    def most_dims(self) -> int:
+        """Numbers in a row of the largest model."""
+        return max(model.manifest.num_dims for model in self.models)
 
     def answers_for_name(self, model: Model) -> bool:
         """Whether this version is meant where a caller gives the name alone."""

@@ -17,7 +17,6 @@ from service import explanations, noise, scores
 from service.artifact import ArtifactError, Calibration, Manifest
 from service.batcher import Answer, Batcher, Pass
 from service.catalog import Catalog
-from service.codecs import json_body
 from service.drift import Drift
 from service.engine import Model, PassKey
 from service.errors import QueueFull, TooLarge, Unprocessable
@@ -32,7 +31,6 @@ from service.shared import shared_folder
 if TYPE_CHECKING:
     from service.tracing import Trace, Tracer
 
-_OTHER_VALUES = 2**16  # of JSON, beside rows
 _BLOCK_ROWS = 1024  # of an explanation, that wait for the engine at a time
 
 
@@ -292,16 +290,6 @@ class Flows:
             limit, setting = own.max_request_rows, "GLOW_MODEL_LIMITS"
         if num > limit:
             raise TooLarge(f"{num} {what} are over the limit of {limit} a request ({setting})")
-
-    def check_json(self, body: bytes | bytearray, size: int) -> None:
-        """Raise TooLarge where JSON has more values than a request for any model: parsed, one takes 100 bytes."""
-        num_dims = max(model.manifest.num_dims for model in self.catalog.models)
-        limit = 2 * self.settings.max_request_rows * num_dims + _OTHER_VALUES  # 2: pixels in lists of their own
-        if size > limit and (num := json_body.count_values(body, size)) > limit:
-            raise TooLarge(
-                f"JSON of up to {num} values is over the limit of {limit}, twice those of GLOW_MAX_REQUEST_ROWS "
-                f"({self.settings.max_request_rows}) rows of {num_dims}"
-            )
 
     def _admit(self, budget: Budget, model: Model, num: int, what: str, further: int = 0) -> None:
         """Take rows, and ``further`` ones that they cause, from the caller's quota, if there is one.

@@ -12,10 +12,11 @@ import numpy.typing as npt
 import orjson
 import simdjson
 
-from service.errors import BadRequest, Unprocessable
+from service.errors import BadRequest, TooLarge, Unprocessable
 
 MEDIA_TYPE = "application/json"
 _MAX_DIMS = 4  # (B, C, H, W)
+_OTHER_VALUES = 2**16  # beside those of rows
 _HOLE = "\0"  # stands for the rows where the rest is parsed; see _split
 
 
@@ -30,9 +31,17 @@ def read_object(body: bytes | bytearray) -> dict[str, Any]:
     return value
 
 
-def count_values(body: bytes | bytearray, size: int) -> int:
-    """Values that the first bytes of a body hold as JSON, at most: each follows a comma, or begins a list or object."""
-    return 1 + sum(body.count(sign, 0, size) for sign in (b",", b"[", b"{"))
+def check_values(body: bytes | bytearray, size: int, max_rows: int, num_dims: int) -> None:
+    """Raise TooLarge where the first bytes of a body hold more values as JSON than so many rows, before it is parsed.
+
+    Parsed, a value may take a hundred bytes. Each follows a comma, or begins a list or an object.
+    """
+    limit = 2 * max_rows * num_dims + _OTHER_VALUES  # 2: pixels in lists of their own
+    if size > limit and (most := sum(body.count(sign, 0, size) for sign in (b",", b"[", b"{"))) > limit:
+        raise TooLarge(
+            f"JSON of up to {most} values is over the limit of {limit}, twice those of {max_rows} rows of {num_dims} "
+            "(GLOW_MAX_REQUEST_ROWS)"
+        )
 
 
 def read_rows(body: bytes | bytearray, field: str, check_rows: Callable[[int], None]) -> tuple[object, dict[str, Any]]:

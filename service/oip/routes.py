@@ -94,7 +94,8 @@ def _prepare(flows: Flows, view: View, model: Model, body: Body, size: int | Non
         request = codec.read_raw(body, tensor.name, tensors.datatype_of(tensor.dtype), tensor.shape[1:])
         flows.check_rows(model, len(request.inputs[tensor.name]), "rows")
     else:
-        flows.check_json(body, len(body) if size is None else size)
+        of_json = len(body) if size is None else size
+        json_body.check_values(body, of_json, flows.settings.max_request_rows, flows.catalog.most_dims)
         request = codec.read(body, size, partial(flows.check_rows, model, what="rows"))
     return request, view.prepare(flows, model, request)
 
