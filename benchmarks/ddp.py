@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if "RANK" not in os.environ:
         launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={args.processes}", "-m", "benchmarks.ddp"]
-        os.execv(sys.executable, [sys.executable, "-W", "ignore", "-m", *launch, *argv])
+        os.execv(sys.executable, [sys.executable, "-W", "ignore", "-m", *launch, *argv])  # noqa: S606 (torchrun, in our place)
     torch.set_num_threads(1)
     processes = join()
     times = measure(runs_of(args.set, processes), args.steps, args.rounds)

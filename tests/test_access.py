@@ -140,7 +140,7 @@ def test_every_key_is_compared_and_the_one_given_is_not_kept(keys_file: Path, mo
         (entry("a", []), "keys.0.scopes: List should have at least 1 item"),
         (entry("a", ["infer"], rows_per_second=0), "keys.0.rows_per_second: Input should be greater than 0"),
         (entry("a", ["infer"], burst_rows=5), "burst_rows is of no use without rows_per_second"),
-        (entry("a", ["infer"], secret='"s3cret"'), "keys.0.secret: Extra inputs are not permitted"),
+        (entry("a", ["infer"], secret='"s3cret"'), "keys.0.secret: Extra inputs are not permitted"),  # noqa: S106 (of nothing)
         (entry("a", ["infer"]) * 2, "two keys have the id a"),
         ('[[keys]]\nid = "a"\nsha256 = "s3cret"\nscopes = ["infer"]', "keys.0.sha256: String should match pattern"),
     ],

@@ -64,7 +64,7 @@ async def test_a_call_is_told_with_what_it_asked_for(app: FastAPI, client: httpx
 
 
 async def test_nothing_of_a_body_a_query_or_a_header_is_told(client: httpx.AsyncClient, lines: Lines) -> None:
-    secret = "5ecre7"
+    secret = "5ecre7"  # noqa: S105 (of nothing)
     headers = {"authorization": f"Bearer {secret}", "user-agent": secret, "traceparent": secret}
     for response in (
         await client.post(f"/log-likelihood?x={secret}", json={**ROW, "inputs": [[secret]]}, headers=headers),

@@ -13,7 +13,7 @@ async def test_both_clients_have_the_same_documented_methods() -> None:
             continue
         method, twin = getattr(GlowClient, name), getattr(AsyncGlowClient, name)
         assert inspect.signature(method) == inspect.signature(twin)
-        assert method.__doc__ == twin.__doc__ != None  # noqa: E711
+        assert method.__doc__ == twin.__doc__ != None  # noqa: E711 (a chain)
         assert "Steps" not in str(inspect.signature(method))
 
 

@@ -168,13 +168,13 @@ def test_errors_have_the_codes_and_ids_of_the_service() -> None:
         assert type(error) is kind
         assert (error.message, error.code, error.status, error.request_id) == ("no", "its_code", status, "7f")
         assert str(error) == "no (request 7f)"
-        again = pickle.loads(pickle.dumps(error))
+        again = pickle.loads(pickle.dumps(error))  # noqa: S301 (what was pickled here)
         assert (type(again), again.code, again.status, str(again)) == (kind, "its_code", status, str(error))
 
 
 def test_what_is_no_glow_service_is_told() -> None:
     for answer in (httpx.Response(200, text="<html>"), httpx.Response(200, json=[]), httpx.Response(200, json={})):
-        client = GlowClient(of(lambda _: answer))  # noqa: B023
+        client = GlowClient(of(lambda _: answer))  # noqa: B023 (called in its turn of the loop)
         with pytest.raises(ServiceFailed, match="/models is not that of a Glow service"):
             client.model()
         with pytest.raises(ServiceFailed, match="something else than tensors"):

@@ -44,7 +44,7 @@ def test_spans_are_read_alone_as_in_the_whole_file(
     pa.parquet.write_table(rows, path, row_group_size=group_rows)
     x = np.stack([rows[name].to_numpy() for name in ("a", "b", "count")], 1)
     for source in (path, write_npy(x, tmp_path / "x"), write_parts(rows, tmp_path / "parts", 40, 40, 77)):
-        opened = pickle.loads(pickle.dumps(open_rows(source, table, None)))
+        opened = pickle.loads(pickle.dumps(open_rows(source, table, None)))  # noqa: S301 (what was pickled here)
         monkeypatch.setattr(row_file, "BATCH_ROWS", 3)  # what reads it elsewhere may not know of
         whole = list(opened.batches())
         monkeypatch.setattr(row_file, "BATCH_ROWS", 4)

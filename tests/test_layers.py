@@ -66,3 +66,12 @@ def test_no_file_is_longer_than_a_person_can_hold_in_mind() -> None:
     for package in ("common", "model", "service", "tests", "benchmarks", "reliability", "docs"):
         for path in modules(package):
             assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_a_silenced_rule_has_its_reason() -> None:
+    silenced, reasoned = re.compile("#.*no(qa|sec)"), re.compile(r"(# no[s]ec [B0-9]+ )?# no[q]a: [A-Z]+[0-9]+ \(.+\)$")
+    for package in ("common", "model", "service", "tests", "benchmarks", "reliability", "docs", "deploy"):
+        for path in modules(package):
+            for line in path.read_text().splitlines():
+                if found := silenced.search(line):
+                    assert reasoned.search(line[found.start() :]), (path, line)

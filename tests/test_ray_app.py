@@ -28,10 +28,10 @@ from tests.test_server import ROOT, free_port
 from tests.wire import TABLE
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
-from ray import serve  # noqa: E402
-from ray.serve.context import _get_global_client  # noqa: E402
+from ray import serve  # noqa: E402 (ray may not be there)
+from ray.serve.context import _get_global_client  # noqa: E402 (ray may not be there)
 
-from service.ray_app import APPLICATION, SETTINGS_OF_RAY, Options, application, build, main, running  # noqa: E402
+from service.ray_app import APPLICATION, SETTINGS_OF_RAY, Options, application, build, main, running  # noqa: E402 (ray may not be there)
 
 KEY = {"x-api-key": "secret"}
 ROWS = np.array([[0.1, 1000.0, 3], [-1.0, 950.0, 0], [2.0, 1100.0, 9]])

@@ -12,7 +12,7 @@ from pathlib import Path
 environment, out = map(Path, sys.argv[1:])
 command = [Path(sys.executable).with_name("cyclonedx-py"), "environment", environment / "bin" / "python"]
 options = ["--pyproject", "pyproject.toml", "--output-reproducible"]
-output = subprocess.run([*command, *options], check=True, stdout=subprocess.PIPE).stdout  # noqa: S603
+output = subprocess.run([*command, *options], check=True, stdout=subprocess.PIPE).stdout  # nosec B603 # noqa: S603 (no shell, no words of others)
 sbom = json.loads(output)
 packages = {found.name: found for found in distributions(path=[str(*environment.glob("lib/python3.*/site-packages"))])}
 for component in sbom["components"]:

@@ -41,7 +41,7 @@ def numbers_of(x: Any, name: str) -> Array | None:  # noqa: ANN401 (whatever a c
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
-def table_of(x: Any, about: Mapping[str, Any], name: str) -> Array:  # noqa: ANN401
+def table_of(x: Any, about: Mapping[str, Any], name: str) -> Array:  # noqa: ANN401 (whatever a caller has)
     """Read rows by the columns that a model says it has, the answer of /models/NAME: (N, D) float64.
 
     Columns of frames and members of records are found by name, others are ignored; categories come by name or by
@@ -77,7 +77,7 @@ def table_of(x: Any, about: Mapping[str, Any], name: str) -> Array:  # noqa: ANN
     return rows
 
 
-def _column_names(x: Any) -> list[Any] | None:  # noqa: ANN401
+def _column_names(x: Any) -> list[Any] | None:  # noqa: ANN401 (whatever a caller has)
     """Names of a data frame's columns: of pandas, polars, pyarrow and all that have the same attributes."""
     # By the class, as frames of pandas have their columns as attributes, too.
     names = x.column_names if hasattr(type(x), "column_names") else getattr(x, "columns", None)

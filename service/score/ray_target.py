@@ -152,7 +152,7 @@ class RayTarget(EngineTarget):
             try:
                 for table in tables:
                     for item in table[_RESULT]:
-                        result = pickle.loads(item.as_py())  # noqa: S301 (of our own actors)
+                        result = pickle.loads(item.as_py())  # nosec B301 # noqa: S301 (of our own actors)
                         if isinstance(result, str):
                             raise UsageError(result)
                         yield result

@@ -49,7 +49,7 @@ class Target(ABC):
     def check(self, rows: RowFile) -> None:  # noqa: B027 (most have nothing to do)
         """Raise UsageError for a file that it cannot read."""
 
-    def prepare(self) -> None:  # noqa: B027
+    def prepare(self) -> None:  # noqa: B027 (as check)
         """What is not needed to look at files, and takes time."""
 
     def results(self, rows: RowFile, start: int) -> Generator[Result, None, None]:
@@ -60,7 +60,7 @@ class Target(ABC):
     def score(self, rows: Array) -> dict[str, Array]:
         """Answers for rows (K, *shape), K > 0, by name: (K,) each; of all calls the same names."""
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:  # noqa: B027 (as check)
         """Give up what is under way."""
 
 

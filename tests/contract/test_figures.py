@@ -36,7 +36,7 @@ def test_metrics_count_every_request_and_row(http: httpx.Client) -> None:
         refusal = http.post("/decode", content=b"x", headers={"content-type": "text/plain"})
         assert refusal.status_code == 415
     for name, num in ((answered, NUM), (rows, 2 * NUM), (refused, NUM)):
-        eventually(lambda: figure(http, name) - before[name], lambda more: more == num)  # noqa: B023
+        eventually(lambda: figure(http, name) - before[name], lambda more: more == num)  # noqa: B023 (called in its turn of the loop)
 
 
 @pytest.mark.differs("ray", "each replica watches the rows that it scores")
