@@ -13,7 +13,7 @@ LOCK = CUSTOM_COMPILE_COMMAND="make lock" .cache/pip-tools/bin/pip-compile --qui
     --no-emit-options --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --pip-args "$(PIP_ARGS)" \
     $(addprefix --unsafe-package ,glow-service torch $(CUDA_ONLY)) $(UPGRADE)
 
-.PHONY: serve install test check docs format artifacts pictures lock docker-test bench-engine bench-engine-cuda \
+.PHONY: serve install test check licences supply docs format artifacts pictures lock docker-test bench-engine bench-engine-cuda \
     bench-conditioners bench-plane bench-adbench bench-why \
     bench-anomalies bench-bulk bench-capacity bench-ddp bench-drift bench-explanations bench-false-alarms bench-fold-calibration \
     bench-hosts bench-json bench-serving bench-overload bench-idle bench-lifecycle bench-node-loss soak clean
@@ -31,6 +31,16 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/bandit -q -c pyproject.toml -r .
+	$(BIN)/python -m reliability.supply --check > /dev/null
+
+# Licences of all that the images ship; fails for one that is not accepted (docs/dependencies.md).
+licences: $(VENV)/.test
+	$(BIN)/python -m reliability.supply --check
+
+# The same, and the table of docs/dependencies.md and reliability/figures/supply.json as measured here.
+supply: $(VENV)/.test
+	$(BIN)/python -m reliability.supply
 
 # The site, in build/docs; a link that leads nowhere ends it. Neither this nor reading it needs a network.
 docs: $(VENV)/.test

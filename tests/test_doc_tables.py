@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import tomllib
 
 import pytest
 from pydantic import BaseModel
@@ -58,12 +57,3 @@ def test_keys_of_a_recipe(table: str, part: type[BaseModel] | type[GlowConfig]) 
         for name, value in defaults.items()
     ]
     assert re.findall(r"^\| `(\w+)` \| (.*?) ?\| ", text, re.MULTILINE) == expected
-
-
-def test_every_dependency_has_its_reason() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    table = page("design").partition("## Dependencies")[2]
-    extras = project["optional-dependencies"]
-    for requirement in [*project["dependencies"], *extras["serve"], *extras["train"], *extras["docs"]]:
-        name = re.split(r"[\[<>=]", requirement)[0]
-        assert re.search(rf"\b{name}\b", table), name

@@ -1,45 +1,15 @@
 """The lock files are what pyproject.toml asks for: nothing missing, nothing out of range, every line hashed."""
 
 import importlib.metadata
-import re
-import tomllib
-from functools import cache
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+from reliability.supply import BY_DEVICE, ROOT, asked, locked
+
 EXTRAS = ("serve", "ray", "train", "test")
 PYTHONS = ("3.11", "3.12", "3.13")
-BY_DEVICE = re.compile(r"torch|triton|nvidia-.*|cuda-.*")  # which the device decides, and no lock
-
-
-@cache
-def locked(name: str) -> dict[str, str]:
-    """Releases that a lock file pins, by package. Every pin has hashes, or this fails."""
-    text = re.sub(r"^ *#.*\n", "", (ROOT / "requirements" / f"{name}.txt").read_text(), flags=re.MULTILINE)
-    pins = re.findall(r"^([a-z0-9-]+)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n", text, re.MULTILINE)
-    assert "".join(f"{package}=={release}{hashes}\n" for package, release, hashes in pins) == text.rstrip("\n") + "\n"
-    return {package: release for package, release, _ in pins}
-
-
-def asked(requirement: Requirement, python: str) -> list[Requirement]:
-    """What an installed package asks for, with the extras that the requirement names, on Linux and such a Python."""
-    name = canonicalize_name(requirement.name)
-    if name == "glow-service":
-        texts = [
-            *PROJECT["dependencies"],
-            *(t for e in requirement.extras for t in PROJECT["optional-dependencies"][e]),
-        ]
-    else:
-        texts = importlib.metadata.requires(name) or []
-    environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
-    extras = requirement.extras or {""}
-    wanted = map(Requirement, texts)
-    return [r for r in wanted if not r.marker or any(r.marker.evaluate({**environment, "extra": e}) for e in extras)]
 
 
 @pytest.mark.parametrize("python", PYTHONS)
