@@ -204,6 +204,8 @@ class _Joining:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
+        if self._transport.is_closing():  # uvloop raises for what comes after an abort or a reset
+            return
         if self._held:
             held, self._held = self._held, b""
             self._transport.writelines([held, data])
@@ -222,4 +224,5 @@ class _Joining:
     def _flush(self) -> None:
         if self._held:
             data, self._held = self._held, b""
-            self._transport.write(data)
+            if not self._transport.is_closing():
+                self._transport.write(data)

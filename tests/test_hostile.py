@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import json
@@ -13,13 +14,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 
-from service.protocol import MAX_HEADERS, MAX_WAITING
+from service.protocol import MAX_HEADERS, MAX_WAITING, _Joining
 from tests.test_server import answered, server
 from tests.wire import IMAGES, TABLE
 
@@ -261,3 +263,17 @@ async def test_nobody_gets_a_web_socket(app: FastAPI, path: str) -> None:
 
     await app({"type": "websocket", "path": path, "headers": [], "query_string": b""}, receive, send)
     assert sent == [{"type": "websocket.close"}]
+
+
+async def test_what_is_written_to_a_connection_that_is_gone_is_dropped() -> None:
+    """Else every caller who breaks off makes the service write an error to its log."""
+    wire = mock.Mock(spec=asyncio.Transport, **{"is_closing.return_value": False})
+    joining = _Joining(wire, asyncio.get_running_loop(), 1.0)
+    joining.write(b"held")
+    wire.is_closing.return_value = True
+    await asyncio.sleep(0)
+    joining.write(b"small")
+    joining.write(bytes(2**16))
+    await asyncio.sleep(0)
+    wire.write.assert_not_called()
+    wire.writelines.assert_not_called()
