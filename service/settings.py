@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Bytes of one request body, decompressed.")
     max_bodies_bytes: int = Field(
-        2**29, ge=1024, description="Bytes that the bodies of all requests under way may have together, else 429."
+        2**29, ge=1024, description="Bytes that the bodies of all requests under way in a process may have, else 429."
     )
     gzip_min_bytes: int = Field(
         2**16, ge=0, description="Bytes from which JSON answers are compressed, for callers that accept gzip."
