@@ -164,3 +164,14 @@ async def test_connections_that_their_owner_has_closed_are_told() -> None:
     await twin.aclose()
     with pytest.raises(ConnectionFailed, match=r"^http://glow: the client is closed$"):
         await AsyncGlowClient(twin).models()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\3\4", b"\x93NUMPY\1\0\x10\0{'descr': '<f8', ", b"\x93NUMPY\1\0\2\0((", b"\x93NUMPY\7\7\2\0{}"],
+    ids=repr,
+)
+def test_an_example_that_is_no_array_is_the_fault_of_the_service(content: bytes) -> None:
+    client = GlowClient(of(lambda _: httpx.Response(200, content=content)), model="m")
+    with pytest.raises(ServiceFailed, match="/models/m/example is no NumPy file"):
+        client.example()

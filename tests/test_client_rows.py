@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from service.client import InvalidRequest
+from service.client import InvalidRequest, ServiceFailed
 from service.client.rows import numbers_of, table_of
 
 ABOUT = {
@@ -73,6 +73,14 @@ def test_what_is_missing_or_wrong_is_named(x: Any, message: str) -> None:
     assert numbers_of(x, "x") is None
     with pytest.raises(InvalidRequest, match=message):
         table_of(x, ABOUT, "x")
+
+
+@pytest.mark.parametrize(
+    "columns", [5, "ab", ["a"], [{}], [{"name": 1}], {"name": "a"}, [{"name": "a", "categories": 5}]], ids=repr
+)
+def test_columns_that_no_service_describes_so_are_its_fault(columns: object) -> None:
+    with pytest.raises(ServiceFailed, match="the columns of model m are not those of a Glow service"):
+        table_of([{"a": 1}], {"name": "m", "columns": columns}, "x")
 
 
 def test_arrays_of_numbers_go_as_they_are() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.client.errors import InvalidRequest
+from service.client.errors import InvalidRequest, ServiceFailed
 
 Array = npt.NDArray[Any]
 _NUMBERS = "biuf"  # kinds of dtypes
@@ -45,9 +45,9 @@ def table_of(x: Any, about: Mapping[str, Any], name: str) -> Array:  # noqa: ANN
     """Read rows by the columns that a model says it has, the answer of /models/NAME: (N, D) float64.
 
     Columns of frames and members of records are found by name, others are ignored; categories come by name or by
-    code. Raises InvalidRequest, naming what is missing or wrong.
+    code. Raises InvalidRequest, naming what is missing or wrong, and ServiceFailed where ``about`` is none of a model.
     """
-    columns: list[Mapping[str, Any]] = about.get("columns") or []
+    columns = _columns(about)
     model = about["name"]
     if not columns:
         raise InvalidRequest(f"{name}: model {model} takes images, as an array of numbers")
@@ -75,6 +75,17 @@ def table_of(x: Any, about: Mapping[str, Any], name: str) -> Array:  # noqa: ANN
     for j, (column, array) in enumerate(zip(columns, values, strict=True)):
         rows[:, j] = _column(array, column, name)
     return rows
+
+
+def _columns(about: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    columns = about.get("columns") or []
+    try:
+        told = [text for column in columns for text in (column["name"], *column.get("categories", ()))]
+    except (KeyError, TypeError, AttributeError):
+        told = [None]
+    if not all(isinstance(text, str) for text in told):
+        raise ServiceFailed(f"the columns of model {about['name']} are not those of a Glow service")
+    return list(columns)
 
 
 def _column_names(x: Any) -> list[Any] | None:  # noqa: ANN401 (whatever a caller has)
