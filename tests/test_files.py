@@ -1,6 +1,8 @@
 """Files of rows: the same from every kind of file, in batches of bounded size, and what is wrong with the others."""
 
+import io
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -348,3 +350,15 @@ def test_reading_goes_on_only_where_a_batch_begins(
     for start in (3, 10, 16):
         with pytest.raises(FileError, match=f"no batch begins with row {start}; --restart begins afresh"):
             list(opened.batches(start))
+
+
+def test_an_archive_that_promises_more_rows_than_memory_holds_is_an_error_of_its_own(
+    mixed: Manifest, tmp_path: Path
+) -> None:
+    header = np.lib.format.header_data_from_array_1_0(np.zeros((3, 5), order="F"))
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {**header, "shape": (10**13, 5)})
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x.npy", stream.getvalue() + bytes(120))
+    with pytest.raises(FileError, match=r"x\.npz: cannot be read"):
+        list(open_rows(tmp_path / "x.npz", mixed).batches())

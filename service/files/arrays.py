@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -53,12 +54,13 @@ def open_npz(path: Path, manifest: Signature, ids: Sequence[str] | None) -> RowF
 
 def _read_npz(manifest: Signature, size: int, name: str, by_columns: bool, span: Span) -> Iterator[Part]:
     with zipfile.ZipFile(span.path) as archive, archive.open(name) as stream:
+        shape, _, dtype = _read_header(stream)
         if by_columns:  # the first row is complete only where the last column begins
-            whole = np.lib.format.read_array(stream, allow_pickle=False)
+            data = stream.read(math.prod(shape) * dtype.itemsize)  # no more than there is, whatever the header says
+            whole = np.frombuffer(data, dtype).reshape(shape, order="F")
             for start in range(0, len(whole), size):
                 yield _array_part(whole[start : start + size], manifest)
             return
-        shape, _, dtype = _read_header(stream)
         for start in range(0, shape[0], size):
             num = min(size, shape[0] - start)
             flat = np.frombuffer(stream.read(num * int(np.prod(shape[1:])) * dtype.itemsize), dtype)
