@@ -138,7 +138,7 @@ def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         values = tomllib.loads(path.read_text())
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not valid TOML: {error}") from error
     for override in overrides or []:
         _override(values, override)
@@ -177,7 +177,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override}: expected table.key=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     *tables, name = key.strip().split(".")
     for table in tables:

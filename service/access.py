@@ -47,8 +47,8 @@ class KeyEntry(BaseModel):
     id: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     scopes: Annotated[list[Scope], Field(min_length=1)]
-    rows_per_second: float | None = Field(None, gt=0, le=1e12, allow_inf_nan=False)
-    burst_rows: int | None = Field(None, ge=1)
+    rows_per_second: float | None = Field(None, ge=1e-6, le=1e12, allow_inf_nan=False)
+    burst_rows: int | None = Field(None, ge=1, le=10**15)
 
     @model_validator(mode="after")
     def _consistent(self) -> KeyEntry:
@@ -153,13 +153,13 @@ def read_access(path: Path | None, before: Access | None = None) -> Access:
         file = _File.model_validate(tomllib.loads(text), strict=True)
     except OSError as error:
         raise SettingsError(f"GLOW_API_KEYS_FILE: {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"GLOW_API_KEYS_FILE: {path}: is not TOML: {error}") from error
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         text = first["msg"].removeprefix("Value error, ")
         raise SettingsError(f"GLOW_API_KEYS_FILE: {path}: {where}{': ' if where else ''}{text}") from None
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"GLOW_API_KEYS_FILE: {path}: is not TOML: {error}") from error
     known = [caller.bucket for _, caller in before.keys if caller.bucket] if before else []
     buckets = {bucket.name: bucket for bucket in known}
     keys = tuple((bytes.fromhex(key.sha256), _caller(key, buckets)) for key in file.keys)

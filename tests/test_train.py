@@ -325,9 +325,11 @@ def test_every_recipe_in_the_repository_is_valid() -> None:
 def test_a_recipe_can_be_changed_from_the_command_line(tmp_path: Path) -> None:
     recipe = read_recipe(DIGITS, ["training.steps=7", "model.partition=alternating", 'artifact.licence="MIT"'])
     assert (recipe.training.steps, recipe.model.partition, recipe.artifact.licence) == (7, "alternating", "MIT")
-    (tmp_path / "a.toml").write_text("name = ")
-    with pytest.raises(RecipeError, match="not valid TOML"):
-        read_recipe(tmp_path / "a.toml")
+    for text in ("name = ", "name = " + "[" * 5000, "name = " + "9" * 5000):
+        (tmp_path / "a.toml").write_text(text)
+        with pytest.raises(RecipeError, match="not valid TOML"):
+            read_recipe(tmp_path / "a.toml")
+    assert read_recipe(DIGITS, ["artifact.licence=" + "9" * 5000]).artifact.licence == "9" * 5000
 
 
 def test_resuming_on_other_data_or_another_model_is_refused() -> None:
