@@ -4,6 +4,7 @@ PORT ?= 8000
 DATA ?= ../shared/data
 PROCESSES ?= 1
 MINUTES ?= 60
+SECONDS ?= 10
 ARTIFACTS ?= fashion-mnist breast-cancer
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ LOCK = CUSTOM_COMPILE_COMMAND="make lock" .cache/pip-tools/bin/pip-compile --qui
     --no-emit-options --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --pip-args "$(PIP_ARGS)" \
     $(addprefix --unsafe-package ,glow-service torch $(CUDA_ONLY)) $(UPGRADE)
 
-.PHONY: serve install test check licences supply docs format artifacts pictures lock docker-test bench-engine bench-engine-cuda \
+.PHONY: serve install test check licences supply docs format fuzz artifacts pictures lock docker-test bench-engine bench-engine-cuda \
     bench-conditioners bench-plane bench-adbench bench-why \
     bench-anomalies bench-bulk bench-capacity bench-ddp bench-drift bench-explanations bench-false-alarms bench-fold-calibration \
     bench-hosts bench-json bench-serving bench-overload bench-idle bench-lifecycle bench-node-loss soak clean
@@ -62,6 +63,11 @@ artifacts: $(VENV)/.test
 # not in DATA is kept as it is.
 pictures: $(VENV)/.test
 	$(BIN)/python -W ignore -m docs.pictures $(PICTURES) --data $(DATA)
+
+# Fuzzes every reader of bytes from outside for SECONDS each, which atheris does; keeps reliability/figures/fuzz.json.
+fuzz: $(VENV)/.test
+	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+	$(BIN)/python -W ignore -m reliability.fuzz --seconds $(SECONDS)
 
 # Writes requirements/*.txt again after a change of pyproject.toml, keeping the releases that still fit; make lock
 # UPGRADE=--upgrade takes the newest. Without torch and what only its GPU build needs: that depends on the device.

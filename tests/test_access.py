@@ -140,7 +140,10 @@ def test_every_key_is_compared_and_the_one_given_is_not_kept(keys_file: Path, mo
         (entry("a", []), "keys.0.scopes: List should have at least 1 item"),
         pytest.param("a = " + "[" * 5000, "is not TOML", id="nested"),
         pytest.param("a = " + "9" * 5000, "is not TOML", id="long"),
-        (entry("a", ["infer"], rows_per_second=5e-324), "keys.0.rows_per_second: Input should be greater than or equal"),
+        (
+            entry("a", ["infer"], rows_per_second=5e-324),
+            "keys.0.rows_per_second: Input should be greater than or equal",
+        ),
         (entry("a", ["infer"], rows_per_second=1, burst_rows=10**40), "keys.0.burst_rows: Input should be less than"),
         (entry("a", ["infer"], burst_rows=5), "burst_rows is of no use without rows_per_second"),
         (entry("a", ["infer"], secret='"s3cret"'), "keys.0.secret: Extra inputs are not permitted"),  # noqa: S106 (of nothing)

@@ -1,0 +1,185 @@
+"""Fuzz readers of bytes from outside: ``python -m reliability.fuzz [TARGET ...] --seconds 10``."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from common.cli import Parser, count, did_you_mean, listing, run_command, seconds, tell
+from common.errors import UsageError
+from common.extras import require
+from reliability import record
+from reliability.fuzz.table import CORPUS, TARGETS, kept
+from reliability.fuzz.target import MAX_BYTES
+
+ROOT = Path(__file__).parents[2]
+WORK = ROOT / "build" / "fuzz"
+MAX_RSS_MB = 1024
+HANG_S = 60
+MAX_KEPT = 64  # inputs of a target
+_OF_CONTENT = re.compile("[0-9a-f]{16}")  # names of those that are kept for what they reach
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What fuzzing a target came to."""
+
+    target: str
+    inputs: int
+    seconds: float  # with what it takes to begin
+    inputs_per_s: int
+    corpus: int  # inputs that are kept
+    findings: int  # inputs that broke a promise, ended the process or never ended
+    peak_rss_mb: int
+    slowest_ms: float  # input, of the processor
+
+    def __str__(self) -> str:
+        return listing(vars(self))
+
+    def plus(self, before: dict[str, Any]) -> Campaign:
+        """This and what campaigns before it came to."""
+        inputs, taken_s = self.inputs + before["inputs"], self.seconds + before["seconds"]
+        return Campaign(
+            target=self.target,
+            inputs=inputs,
+            seconds=round(taken_s, 1),
+            inputs_per_s=round(inputs / taken_s),
+            corpus=self.corpus,
+            findings=self.findings,
+            peak_rss_mb=max(self.peak_rss_mb, before["peak_rss_mb"]),
+            slowest_ms=max(self.slowest_ms, before["slowest_ms"]),
+        )
+
+
+def parser() -> Parser:
+    """The command's arguments."""
+    parser = Parser(
+        "python -m reliability.fuzz",
+        "Fuzz readers of bytes from outside, one after the other, and keep the figures. What breaks a promise is left "
+        "in build/fuzz/TARGET/findings, and read again by the next campaign.",
+        examples=["python -m reliability.fuzz", "python -m reliability.fuzz json npy --seconds 600 --add"],
+        outcome=Campaign,
+    )
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"some of {', '.join(TARGETS)} (default: all)")
+    parser.add_argument("--seconds", type=seconds, default=10.0, metavar="S", help="of each target")
+    parser.add_argument("--runs", type=count, metavar="N", help="inputs of each target, at most")
+    parser.add_argument("--add", action="store_true", help="add to the figures of earlier campaigns over the same code")
+    parser.add_argument("--minimize", action="store_true", help="keep a small corpus of what was found, and fuzz not")
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Run campaigns, and keep their figures."""
+    require("fuzz", "atheris")
+    args = parser().parse_args(argv)
+    for name in args.targets or TARGETS:
+        if name not in TARGETS:
+            raise UsageError(f"no target {name!r}{did_you_mean(name, TARGETS)}")
+        if args.minimize:
+            minimize(name)
+            continue
+        campaign = fuzz(name, args.seconds, args.runs)
+        tell(campaign, args.json)
+        keep(campaign, args.add)
+
+
+def fuzz(name: str, for_s: float, runs: int | None) -> Campaign:
+    """Fuzz a target, from its seeds, its kept corpus and what earlier campaigns found on."""
+    corpus, findings = WORK / name / "corpus", WORK / name / "findings"
+    for folder in (corpus, findings):
+        folder.mkdir(parents=True, exist_ok=True)
+    for found in findings.iterdir():
+        found.replace(corpus / found.name) if found.suffix != ".txt" else found.unlink()
+    for i, seed in enumerate(TARGETS[name].seeds()):
+        (corpus / f"seed-{i}").write_bytes(seed)
+    words = WORK / name / "words"
+    escaped = ("\\x" + word.hex(" ").replace(" ", "\\x") for word in TARGETS[name].words)
+    words.write_text("".join(f'"{word}"\n' for word in escaped))
+    options = [f"-max_total_time={round(for_s)}", f"-dict={words}", *([f"-runs={runs}"] if runs else [])]
+    begun = time.monotonic()
+    told = _libfuzzer(name, options, [corpus, *([CORPUS / name] if kept(name) else [])])
+    taken_s = time.monotonic() - begun
+    inputs = int(_figure(told, r"stat::number_of_executed_units: +(\d+)"))
+    return Campaign(
+        target=name,
+        inputs=inputs,
+        seconds=round(taken_s, 1),
+        inputs_per_s=round(inputs / taken_s),
+        corpus=len(kept(name)),
+        findings=len([path for path in findings.iterdir() if path.suffix != ".txt"]),
+        peak_rss_mb=int(_figure(told, r"stat::peak_rss_mb: +(\d+)")),
+        slowest_ms=_figure(told, r"slowest_ms: ([\d.]+)"),
+    )
+
+
+def keep(campaign: Campaign, add: bool) -> None:
+    """Keep the figures of a campaign beside those of other targets, as long as they are of the same code."""
+    code = _digest_of_code()
+    targets: dict[str, Any] = {}
+    with suppress(FileNotFoundError):
+        before = record.read("fuzz")
+        if before["code"] == code:
+            targets = before["targets"]
+    if add and campaign.target in targets:
+        campaign = campaign.plus(targets[campaign.target])
+    figures = asdict(campaign)
+    targets[figures.pop("target")] = figures
+    totals = {name: sum(each[name] for each in targets.values()) for name in ("inputs", "findings", "corpus")}
+    limits = {"max_input_bytes": MAX_BYTES, "max_rss_mb": MAX_RSS_MB, "hang_s": HANG_S}
+    record.keep("fuzz", {"code": code, **totals, "limits": limits, "targets": dict(sorted(targets.items()))})
+
+
+def _digest_of_code() -> str:
+    digest = hashlib.sha256()
+    for package in ("common", "model", "service"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def minimize(name: str) -> None:
+    """Keep, of all inputs of a target, the smallest of those that reach as much; those with names of their own stay."""
+    merged = WORK / name / "merged"
+    shutil.rmtree(merged, ignore_errors=True)
+    for folder in (merged, CORPUS / name):
+        folder.mkdir(parents=True, exist_ok=True)
+    _libfuzzer(name, ["-set_cover_merge=1"], [merged, CORPUS / name, WORK / name / "corpus"])
+    for path in kept(name):
+        if _OF_CONTENT.fullmatch(path.name):
+            path.unlink()
+    for path in sorted(merged.iterdir(), key=lambda path: path.stat().st_size)[:MAX_KEPT]:
+        data = path.read_bytes()
+        (CORPUS / name / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
+
+
+def _libfuzzer(name: str, options: list[str], folders: list[Path]) -> str:
+    """Run libFuzzer in a process of its own; returns what it told."""
+    findings, log = WORK / name / "findings", WORK / name / "log"
+    command = [
+        *(sys.executable, "-W", "ignore", "-m", "reliability.fuzz.campaign", name, str(findings)),
+        *(f"-artifact_prefix={findings}/", f"-max_len={MAX_BYTES}", f"-rss_limit_mb={MAX_RSS_MB}"),
+        *(f"-timeout={HANG_S}", "-print_final_stats=1", *options, *map(str, folders)),
+    ]
+    with log.open("w") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, check=False)
+    told = log.read_text(errors="replace")
+    if done.returncode:
+        print(*told.splitlines()[-15:], sep="\n", file=sys.stderr)
+    return told
+
+
+def _figure(told: str, pattern: str) -> float:
+    """The last number of a kind that was told; 0 where none was."""
+    return float((re.findall(pattern, told) or [0])[-1])
+
+
+if __name__ == "__main__":
+    run_command(main)
