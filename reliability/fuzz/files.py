@@ -17,7 +17,8 @@ from common.dialect import column_separator
 from common.errors import UsageError
 from model.data import load
 from model.dataset import Dataset, Selection
-from reliability.fuzz.bodies import npy_bytes, npy_seeds, picture_bytes, repair_npy, repair_png, table_of_rows
+from reliability.fuzz.bodies import npy_bytes, npy_seeds, repair_npy, table_of_rows
+from reliability.fuzz.pictures import picture_bytes, repair_png
 from reliability.fuzz.target import IMAGES, MIXED, NAMES, Target, as_file
 from service.artifact import Signature
 from service.files import FileError, open_rows

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reliability.fuzz import answers, artifacts, bodies, files, options, wire
+from reliability.fuzz import answers, artifacts, bodies, files, oip, options, pictures, wire
 
 TARGETS = {
-    target.name: target for module in (bodies, options, files, artifacts, answers, wire) for target in module.TARGETS
+    target.name: target
+    for module in (bodies, pictures, oip, options, files, artifacts, answers, wire)
+    for target in module.TARGETS
 }
 CORPUS = Path(__file__).with_name("corpus")
 

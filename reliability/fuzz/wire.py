@@ -17,7 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from reliability.fuzz import bodies
+from reliability.fuzz import bodies, oip, pictures
 from reliability.fuzz.target import Finding, Target
 from service.headers import JSON_SIZE, TIMEOUT
 from service.protocol import Protocol
@@ -184,8 +184,8 @@ def seeds() -> Iterator[bytes]:
     kinds = {
         "application/x-npy": list(bodies.npy_seeds())[:2],
         "application/vnd.apache.arrow.stream": list(bodies.arrow_seeds())[:1],
-        "image/png": list(bodies.picture_seeds())[1:2],
-        "application/octet-stream": list(bodies.picture_seeds())[7:8],
+        "image/png": list(pictures.picture_seeds())[1:2],
+        "application/octet-stream": list(pictures.picture_seeds())[7:8],
     }
     for kind, examples in kinds.items():
         for body in examples:
@@ -194,7 +194,7 @@ def seeds() -> Iterator[bytes]:
     for body in bodies.compressed_seeds():
         encoding = "deflate" if body[0] else "gzip"
         yield request("POST", "/encode?format=json", body[1:], **{"content-encoding": encoding, TIMEOUT: "5000"})
-    for body in bodies.oip_seeds():
+    for body in oip.oip_seeds():
         size = int.from_bytes(body[:2], "big")
         about = {} if size == 0xFFFF else {JSON_SIZE: str(size)}
         yield request("POST", "/v2/models/tiny-mixed/infer", body[2:], **about)
