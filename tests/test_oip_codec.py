@@ -100,6 +100,8 @@ def test_the_client_reads_an_answer_as_it_was_written(outputs: Any) -> None:
 @example(b'{"inputs":[],"outputs":[{"name":"y"},{"name":"y"}]}', None)
 @example(b'{"inputs":[],"id":7}', None)
 @example(b'{"inputs":null}', None)
+@example(b'{"inputs":[{"name":"[","shape":[1],"datatype":"FP64","data":"a"}]}', None)
+@example(b'{"inputs":[{"name":"x","shape":[1],"datatype":{},"data":[1]}]}', None)
 def test_whatever_comes_is_read_one_way_or_refused(body: bytes, size: int | None) -> None:
     assert outcome(lambda: read(body, size)) == outcome(lambda: read_exactly(body, size))
 

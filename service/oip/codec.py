@@ -159,16 +159,16 @@ def _parse_fast(body: Body, size: int) -> dict[str, Any] | None:
         members["inputs"] = [_members(tensor) for tensor in tensors]
         num_lists = 1 + isinstance(members.get("outputs"), simdjson.Array)
         for tensor in members["inputs"]:
+            num_lists += isinstance(tensor.get("shape"), simdjson.Array)
+            for key in tensor.keys() - {"data"}:
+                tensor[key] = _plain(tensor[key])
             if "data" in tensor:
-                form = json_body.measure(tensor["data"])
+                form = json_body.measure(tensor["data"]) if isinstance(tensor["data"], simdjson.Array) else None
                 if form is None:
                     return None
                 tensor["data"] = _Numbers(tensor["data"], form[0])
                 num_lists += form[1]
-            num_lists += isinstance(tensor.get("shape"), simdjson.Array)
-            for key in tensor.keys() & {"shape", "parameters"}:
-                tensor[key] = _plain(tensor[key])
-        for key in members.keys() & {"outputs", "parameters"}:
+        for key in members.keys() - {"inputs"}:
             members[key] = _plain(members[key])
         return members if body.count(b"[", 0, size) == num_lists else None
     except (ValueError, TypeError, AttributeError, KeyError, IndexError, RuntimeError, MemoryError):
