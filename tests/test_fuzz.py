@@ -16,14 +16,14 @@ from reliability import record
 from reliability.fuzz import __main__ as command
 from reliability.fuzz import trees, wire
 from reliability.fuzz.__main__ import Campaign
-from reliability.fuzz.table import CORPUS, TARGETS, kept
+from reliability.fuzz.table import CORPUS, find, kept, targets
 from reliability.fuzz.target import MAX_BYTES, Budget, Finding, Target
 from reliability.fuzz.wire import Connections
 from service.errors import BadRequest, Unavailable
 from tests.wire import mutated
 
 pytestmark = pytest.mark.filterwarnings("default")  # as the service runs
-READERS = [name for name in TARGETS if name != "http"]
+READERS = [name for name in targets() if name != "http"]
 
 
 def spoiled(target: Target) -> st.SearchStrategy[bytes]:
@@ -37,7 +37,7 @@ def spoiled(target: Target) -> st.SearchStrategy[bytes]:
 
 @pytest.mark.parametrize("name", READERS)
 def test_what_fuzzing_kept_is_taken_or_refused(name: str) -> None:
-    target = TARGETS[name]
+    target = find(name)
     assert any(target.check(seed) for seed in target.seeds()) or name == "client"
     for path in kept(name):
         target.check(path.read_bytes())
@@ -46,16 +46,16 @@ def test_what_fuzzing_kept_is_taken_or_refused(name: str) -> None:
 @pytest.mark.parametrize("name", READERS)
 def test_what_is_nearly_of_a_format_is_taken_or_refused(name: str) -> None:
     @settings(max_examples=40)
-    @given(spoiled(TARGETS[name]))
+    @given(spoiled(find(name)))
     def check(data: bytes) -> None:
-        TARGETS[name].check(data)
+        find(name).check(data)
 
     check()
 
 
 async def test_no_bytes_of_a_connection_are_answered_by_a_server_error(app: FastAPI) -> None:
     connections, random = Connections(app), Random(0)
-    seeds = list(TARGETS["http"].seeds())
+    seeds = list(find("http").seeds())
     for data in (*seeds, *(path.read_bytes() for path in kept("http"))):
         await connections.take(data)
     for seed in random.choices(seeds, k=150):
@@ -66,7 +66,7 @@ async def test_no_bytes_of_a_connection_are_answered_by_a_server_error(app: Fast
 
 
 def test_kept_inputs_are_small_and_of_targets_that_there_are() -> None:
-    assert {folder.name for folder in CORPUS.iterdir()} <= TARGETS.keys()
+    assert {folder.name for folder in CORPUS.iterdir()} <= targets().keys()
     sizes = [path.stat().st_size for path in CORPUS.rglob("*") if path.is_file()]
     assert max(sizes) <= MAX_BYTES
     assert sum(sizes) < 2**19
@@ -123,14 +123,14 @@ def test_changed_json_is_json_where_it_stood(random: Random) -> None:
 
 def test_figures_add_up_as_long_as_the_code_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "FIGURES", tmp_path)
-    campaign = Campaign("json", 1000, 2.0, 500, 3, 0, 300, 1.5)
-    command.keep(campaign, add=True)
-    command.keep(Campaign("npy", 10, 1.0, 10, 1, 1, 300, 1.0), add=True)
-    command.keep(Campaign("json", 500, 1.0, 500, 4, 0, 200, 2.5), add=True)
+    command.keep(Campaign("json", 1000, 2.0, 500, 3, 0, 300, 1.5, "a"), add=True)
+    command.keep(Campaign("npy", 10, 1.0, 10, 1, 1, 300, 1.0, "a"), add=True)
+    command.keep(Campaign("json", 500, 1.0, 500, 4, 0, 200, 2.5, "a"), add=True)
     figures = record.read("fuzz")
     assert (figures["inputs"], figures["findings"]) == (1510, 1)
-    together = Campaign("json", 1500, 3.0, 500, 4, 0, 300, 2.5)
+    together = Campaign("json", 1500, 3.0, 500, 4, 0, 300, 2.5, "a")
     assert {"target": "json", **figures["targets"]["json"]} == asdict(together)
-    monkeypatch.setattr(command, "_digest_of_code", lambda: "other")
-    command.keep(campaign, add=True)
-    assert record.read("fuzz")["targets"].keys() == {"json"}
+    command.keep(Campaign("json", 7, 1.0, 7, 4, 0, 200, 2.5, "b"), add=True)
+    assert record.read("fuzz")["inputs"] == 17
+    command.keep(Campaign("npy", 5, 1.0, 10, 1, 1, 300, 1.0, "a"), add=False)
+    assert record.read("fuzz")["inputs"] == 12

@@ -17,8 +17,8 @@ from common.cli import Parser, count, did_you_mean, listing, run_command, second
 from common.errors import UsageError
 from common.extras import require
 from reliability import record
-from reliability.fuzz.table import CORPUS, TARGETS, kept
-from reliability.fuzz.target import MAX_BYTES
+from reliability.fuzz.table import CORPUS, kept, targets
+from reliability.fuzz.target import MAX_BYTES, MAX_GROWTH_MB, MAX_SECONDS
 
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / "build" / "fuzz"
@@ -40,6 +40,7 @@ class Campaign:
     findings: int  # inputs that broke a promise, ended the process or never ended
     peak_rss_mb: int
     slowest_ms: float  # input, of the processor
+    code: str  # digest of what was fuzzed
 
     def __str__(self) -> str:
         return listing(vars(self))
@@ -56,6 +57,7 @@ class Campaign:
             findings=self.findings,
             peak_rss_mb=max(self.peak_rss_mb, before["peak_rss_mb"]),
             slowest_ms=max(self.slowest_ms, before["slowest_ms"]),
+            code=self.code,
         )
 
 
@@ -68,7 +70,7 @@ def parser() -> Parser:
         examples=["python -m reliability.fuzz", "python -m reliability.fuzz json npy --seconds 600 --add"],
         outcome=Campaign,
     )
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"some of {', '.join(TARGETS)} (default: all)")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"some of {', '.join(targets())} (default: all)")
     parser.add_argument("--seconds", type=seconds, default=10.0, metavar="S", help="of each target")
     parser.add_argument("--runs", type=count, metavar="N", help="inputs of each target, at most")
     parser.add_argument("--add", action="store_true", help="add to the figures of earlier campaigns over the same code")
@@ -80,9 +82,9 @@ def main(argv: list[str]) -> None:
     """Run campaigns, and keep their figures."""
     require("fuzz", "atheris")
     args = parser().parse_args(argv)
-    for name in args.targets or TARGETS:
-        if name not in TARGETS:
-            raise UsageError(f"no target {name!r}{did_you_mean(name, TARGETS)}")
+    for name in args.targets or targets():
+        if name not in targets():
+            raise UsageError(f"no target {name!r}{did_you_mean(name, targets())}")
         if args.minimize:
             minimize(name)
             continue
@@ -98,12 +100,13 @@ def fuzz(name: str, for_s: float, runs: int | None) -> Campaign:
         folder.mkdir(parents=True, exist_ok=True)
     for found in findings.iterdir():
         found.replace(corpus / found.name) if found.suffix != ".txt" else found.unlink()
-    for i, seed in enumerate(TARGETS[name].seeds()):
+    for i, seed in enumerate(targets()[name].seeds()):
         (corpus / f"seed-{i}").write_bytes(seed)
     words = WORK / name / "words"
-    escaped = ("\\x" + word.hex(" ").replace(" ", "\\x") for word in TARGETS[name].words)
+    escaped = ("\\x" + word.hex(" ").replace(" ", "\\x") for word in targets()[name].words)
     words.write_text("".join(f'"{word}"\n' for word in escaped))
-    options = [f"-max_total_time={round(for_s)}", f"-dict={words}", *([f"-runs={runs}"] if runs else [])]
+    options = [f"-max_total_time={round(for_s)}", *([f"-runs={runs}"] if runs else [])]
+    options += [f"-dict={words}"] if targets()[name].words else []
     begun = time.monotonic()
     told = _libfuzzer(name, options, [corpus, *([CORPUS / name] if kept(name) else [])])
     taken_s = time.monotonic() - begun
@@ -117,32 +120,24 @@ def fuzz(name: str, for_s: float, runs: int | None) -> Campaign:
         findings=len([path for path in findings.iterdir() if path.suffix != ".txt"]),
         peak_rss_mb=int(_figure(told, r"stat::peak_rss_mb: +(\d+)")),
         slowest_ms=_figure(told, r"slowest_ms: ([\d.]+)"),
+        code=re.findall(r"^code: (\w+)", told, re.MULTILINE)[0],
     )
 
 
 def keep(campaign: Campaign, add: bool) -> None:
-    """Keep the figures of a campaign beside those of other targets, as long as they are of the same code."""
-    code = _digest_of_code()
-    targets: dict[str, Any] = {}
+    """Keep the figures of a campaign beside those of other targets; ``add`` to its own where its code is the same."""
+    kept_targets: dict[str, Any] = {}
     with suppress(FileNotFoundError):
-        before = record.read("fuzz")
-        if before["code"] == code:
-            targets = before["targets"]
-    if add and campaign.target in targets:
-        campaign = campaign.plus(targets[campaign.target])
+        kept_targets = record.read("fuzz")["targets"]
+    before = kept_targets.get(campaign.target)
+    if add and before is not None and before["code"] == campaign.code:
+        campaign = campaign.plus(before)
     figures = asdict(campaign)
-    targets[figures.pop("target")] = figures
-    totals = {name: sum(each[name] for each in targets.values()) for name in ("inputs", "findings", "corpus")}
-    limits = {"max_input_bytes": MAX_BYTES, "max_rss_mb": MAX_RSS_MB, "hang_s": HANG_S}
-    record.keep("fuzz", {"code": code, **totals, "limits": limits, "targets": dict(sorted(targets.items()))})
-
-
-def _digest_of_code() -> str:
-    digest = hashlib.sha256()
-    for package in ("common", "model", "service"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    kept_targets[figures.pop("target")] = figures
+    totals = {name: sum(each[name] for each in kept_targets.values()) for name in ("inputs", "findings", "corpus")}
+    limits: dict[str, float] = {"max_input_bytes": MAX_BYTES, "max_rss_mb": MAX_RSS_MB, "hang_s": HANG_S}
+    limits |= {"max_input_s": MAX_SECONDS, "max_input_growth_mb": MAX_GROWTH_MB}
+    record.keep("fuzz", {**totals, "limits": limits, "targets": dict(sorted(kept_targets.items()))})
 
 
 def minimize(name: str) -> None:
@@ -171,8 +166,8 @@ def _libfuzzer(name: str, options: list[str], folders: list[Path]) -> str:
     with log.open("w") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, check=False)
     told = log.read_text(errors="replace")
-    if done.returncode:
-        print(*told.splitlines()[-15:], sep="\n", file=sys.stderr)
+    if done.returncode and not any(findings.iterdir()):
+        raise UsageError(f"{log}: the campaign broke off: {told[-300:]}")
     return told
 
 

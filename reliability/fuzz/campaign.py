@@ -19,16 +19,19 @@ import atheris
 from reliability.fuzz import trees
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = ("common", "model", "service")
 _OF_TREES, _REPAIRED = 0.5, 0.8  # shares of mutations
 _LIBRARIES = ["numpy.lib._format_impl", "zipfile", "tomllib"]  # read for us, and can be followed
 
 
 def main(name: str, findings: Path, arguments: list[str]) -> None:
     """Fuzz a target until libFuzzer ends."""
-    with atheris.instrument_imports(include=["common", "model", "service", *_LIBRARIES]):
-        from reliability.fuzz.table import TARGETS
+    with atheris.instrument_imports(include=[*PACKAGES, *_LIBRARIES]):
+        from reliability.fuzz.table import find
         from reliability.fuzz.target import Budget
-    target = TARGETS[name]
+
+        target = find(name)
+    print(f"code: {_digest_of_code()}", file=sys.stderr)
     logging.disable(logging.WARNING)
     for seed in target.seeds():  # what is loaded when it is first needed is no input's
         target.check(seed)
@@ -60,6 +63,13 @@ def main(name: str, findings: Path, arguments: list[str]) -> None:
     again = shlex.join([sys.executable, "-m", __spec__.name, name, str(findings)])  # to merge, libFuzzer runs itself
     atheris.Setup([again, *arguments], take, custom_mutator=mutate)
     atheris.Fuzz()
+
+
+def _digest_of_code() -> str:
+    """Digest of those of our modules that were imported, among them all that a target can reach."""
+    files = {Path(getattr(module, "__file__", None) or "") for module in sys.modules.values()}
+    ours = sorted(file for file in files if any(file.is_relative_to(ROOT / package) for package in PACKAGES))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in ours)).hexdigest()[:12]
 
 
 def _note(findings: Path, data: bytes, error: Exception) -> None:
