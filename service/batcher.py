@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -54,8 +54,8 @@ class _Request(Job):
     future: asyncio.Future[Arrays]
     submitted: float
     tag: object = None
-    started: float = 0.0
-    finished: float = 0.0
+    started: float = field(init=False)  # once its first rows were
+    finished: float = field(init=False)
     error: Exception | None = None
 
 
@@ -102,7 +102,7 @@ class Batcher(Generic[Key]):
         self._queue: RowQueue[_Request] = RowQueue(room)
         self._paces: dict[Hashable, _Pace] = {}
         self._small_at = -math.inf
-        self._leaves_rows = False  # whether rows are left behind by the current call
+        self._leaves_rows: bool  # whether rows are left behind by the current call
         self._idle = False
         self._closed = False
         self._beside: deque[tuple[Iterator[None], asyncio.Future[None]]] = deque()

@@ -38,8 +38,8 @@ class Job:
 
     key: Any
     rows: Array
-    place: Place = (0, 0)
-    small: bool = True
+    place: Place = field(init=False)  # once it waits
+    small: bool = field(init=False)
     taken: int = 0
     answered: int = 0
     outputs: Arrays = ()
