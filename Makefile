@@ -17,7 +17,7 @@ LOCK = CUSTOM_COMPILE_COMMAND="make lock" .cache/pip-tools/bin/pip-compile --qui
 .PHONY: serve install test check licences supply docs format fuzz artifacts pictures lock docker-test bench-engine bench-engine-cuda \
     bench-conditioners bench-plane bench-adbench bench-why \
     bench-anomalies bench-bulk bench-capacity bench-ddp bench-drift bench-explanations bench-false-alarms bench-fold-calibration \
-    bench-hosts bench-json bench-serving bench-overload bench-idle bench-lifecycle bench-node-loss soak clean
+    bench-hosts bench-json bench-serving bench-overload bench-idle bench-lifecycle bench-node-loss mutants soak clean
 
 serve: $(VENV)/.serve
 	GLOW_CACHE_DIR=$${GLOW_CACHE_DIR-.cache} $(BIN)/python -m service --port $(PORT)
@@ -166,6 +166,11 @@ bench-capacity: $(VENV)/.test
 	$(BIN)/python -W ignore -m benchmarks.capacity.measure
 	$(BIN)/python -W ignore -m benchmarks.capacity.validate
 	$(BIN)/python -m benchmarks.capacity.report
+
+# Changes bijections, batcher, codecs and scores in one place at a time, and tells how many changes the tests notice: about
+# an hour on one core. `make mutants GROUPS=scores` takes one group, JOBS=N so many cores.
+mutants: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m reliability.mutants $(GROUPS) --jobs $(or $(JOBS),1)
 
 .cache/pip-tools/bin/pip-compile:
 	$(PYTHON) -m venv .cache/pip-tools
