@@ -18,7 +18,6 @@ from service.app import create_app
 from service.artifact import Artifact, ArtifactError, open_artifact, read_records, save_artifact
 from service.calibrate import calibrate, main
 from service.files import FileError
-from service.scores import highest_normal_score, p_values
 from service.settings import Settings
 from tests.conftest import tiny_images, tiny_mixed, tiny_table
 from tests.test_files import write_csv, write_folder, write_npy, write_npz, write_parquet
@@ -179,16 +178,6 @@ def test_neither_the_artifact_nor_the_data_is_overwritten(table: Path, tmp_path:
         with pytest.raises(UsageError, match=message):
             calibrate(table, data, out)
     assert table.read_bytes() == digest
-
-
-def test_scores_above_the_highest_normal_one_are_the_anomalies() -> None:
-    random = np.random.default_rng(0)
-    for num in (1, 4, 9, 10, 99, 100):
-        calibration = np.sort(random.integers(0, 30, num).astype(float))
-        scores = np.r_[calibration, calibration + 0.5, -1.0]
-        for alpha in (1 / (num + 1), 0.5, 0.999):
-            flagged = p_values(scores, calibration) <= alpha
-            np.testing.assert_array_equal(flagged, scores > highest_normal_score(calibration, alpha))
 
 
 def test_two_lines_say_what_was_made_and_what_is_next(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from fastapi import FastAPI
-from scipy.stats import beta, multivariate_normal
+from scipy.stats import multivariate_normal
 
 from model.density import fit_mixture, fit_scoring
 from model.pixels import fit_pixel_mixture
@@ -28,7 +28,6 @@ from service.scores import (
     conditional_level,
     highest_normal_score,
     p_values,
-    smallest_conditional_alpha,
 )
 from service.settings import Settings
 from tests.conftest import tiny_images, with_manifest
@@ -185,27 +184,6 @@ async def test_a_table_is_scored_by_its_likelihood(client: httpx.AsyncClient) ->
     answer = await post(client, "/log-likelihood", {"model": TABLE, "inputs": [[0.1, 990, 4]], "scores": "all"})
     assert answer["score"] == [-answer["log_likelihood"][0]]
     assert set(answer["scores"]) == {"negative_log_likelihood", "typicality", "density"}
-
-
-def test_the_conditional_level_keeps_alpha_for_95_percent_of_calibration_sets() -> None:
-    for num, alpha in ((100, 0.1), (1000, 0.05), (5000, 0.01)):
-        level = conditional_level(alpha, num)
-        assert level is not None
-        k = round(level * (num + 1))
-        assert beta(k, num + 1 - k).cdf(alpha) >= 0.95 > beta(k + 1, num - k).cdf(alpha)
-    for num in (*range(1, 400), 5000):
-        least = smallest_conditional_alpha(num)
-        assert conditional_level(least, num) == 1 / (num + 1)
-        assert conditional_level(least * 0.9999, num) is None
-
-
-def test_the_conditional_level_holds_in_repeated_calibrations() -> None:
-    random = np.random.default_rng(0)
-    level = conditional_level(0.1, 200)
-    assert level is not None
-    calibrations = np.sort(random.uniform(size=(500, 200)))
-    highest_normal = calibrations[:, 200 - round(level * 201)]  # scores above it have a p-value of at most the level
-    assert np.mean(1 - highest_normal > 0.1) <= 0.08
 
 
 async def test_a_conditional_guarantee_flags_fewer(client: httpx.AsyncClient, image_splits: Splits) -> None:

@@ -20,10 +20,10 @@ def negative_log_likelihood(log_likelihood: FloatArray) -> FloatArray:
 
 
 def log_mean_exp(values: FloatArray) -> FloatArray:
-    """Log of the mean of exp along the last axis, without overflow: (N, K) -> (N,).
+    """Log of the mean of exp of each row, without overflow: (N, K) -> (N,).
 
     Over log p(x + u_k) with uniform noise u_k it estimates log P(x), the tighter the larger K.
     """
-    highest = values.max(-1, keepdims=True)
-    result: FloatArray = highest[..., 0] + np.log(np.exp(values - highest).mean(-1))
+    highest = values.max(1)
+    result: FloatArray = highest + np.log(np.exp(values - highest[:, None]).mean(1))
     return result
