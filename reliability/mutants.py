@@ -26,7 +26,7 @@ import tempfile
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -102,23 +102,33 @@ def batches(group: str) -> list[Batch]:
     return [Batch(group, entry["files"], entry["tests"]) for entry in CONFIG["groups"][group]]
 
 
-def mutants_of(batch: Batch, timeout_s: int) -> Iterator[Mutant]:
-    """All changes of a batch's files that compile, each once."""
-    for file in itertools.chain.from_iterable(sorted(ROOT.glob(pattern)) for pattern in batch.files):
-        source, name = file.read_text(), file.relative_to(ROOT).as_posix()
-        seen = {source}
-        for operator in CONFIG["operators"]:
-            mutate = get_operator(f"core/{operator}")()
-            nodes = ast_nodes(get_ast(source))
-            places = [start[0] for node in nodes for start, _ in mutate.mutation_positions(node)]
-            for occurrence, line in enumerate(places):
-                # SyntaxError: the "*" of a signature; AttributeError: cosmic-ray knows no "except module.Error".
-                with suppress(SyntaxError, AttributeError):
-                    code = mutate_code(source, mutate, occurrence)
-                    compile(code, name, "exec")
-                    if code not in seen:
-                        seen.add(code)
-                        yield Mutant(batch.group, name, operator, line, code, tuple(batch.tests), timeout_s)
+def changes(file: str, operator: str) -> list[tuple[int, str]]:
+    """Line and code of each change of a file by an operator, those that compile."""
+    source, mutate = (ROOT / file).read_text(), get_operator(f"core/{operator}")()
+    places = [start[0] for node in ast_nodes(get_ast(source)) for start, _ in mutate.mutation_positions(node)]
+    found = []
+    for occurrence, line in enumerate(places):
+        # SyntaxError: the "*" of a signature; AttributeError: cosmic-ray knows no "except module.Error".
+        with suppress(SyntaxError, AttributeError):
+            code = mutate_code(source, mutate, occurrence)
+            compile(code, file, "exec")
+            if code != source:
+                found.append((line, code))
+    return found
+
+
+def mutants_of(batch: Batch, timeout_s: int, jobs: int) -> list[Mutant]:
+    """All changes of a batch's files, each once."""
+    files = [path.relative_to(ROOT).as_posix() for pattern in batch.files for path in sorted(ROOT.glob(pattern))]
+    kinds = list(itertools.product(files, CONFIG["operators"]))
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        found = pool.starmap(changes, kinds, chunksize=1)
+    mutants = [
+        Mutant(batch.group, file, operator, line, code, tuple(batch.tests), timeout_s)
+        for (file, operator), changed in zip(kinds, found, strict=True)
+        for line, code in changed
+    ]
+    return list({mutant.id: mutant for mutant in mutants}.values())
 
 
 def is_equivalent(mutant: Mutant, source: str) -> bool:
@@ -233,7 +243,7 @@ def test(work: tuple[Mutant, float]) -> Result | None:
     )
 
 
-def prepare(folder: Path, groups: list[str]) -> tuple[list[Mutant], list[str]]:
+def prepare(folder: Path, groups: list[str], jobs: int) -> tuple[list[Mutant], list[str]]:
     """Copy the tree, run the tests as they are, and list the mutants; also the tests that fail without any."""
     for name in NEEDED:
         source, ignore = ROOT / name, shutil.ignore_patterns("__pycache__", "images", "*.partial")
@@ -262,7 +272,7 @@ def prepare(folder: Path, groups: list[str]) -> tuple[list[Mutant], list[str]]:
             raise SystemExit(f"the tests of {batch.files} cannot be run, {code}:\n{(folder / 'printed').read_text()}")
         left_out |= set(failed)
         tests = [*batch.tests, *(f"--deselect={name}" for name in failed)]
-        found += mutants_of(batch._replace(tests=tests), math.ceil(5 + 3 * seconds))
+        found += mutants_of(batch._replace(tests=tests), math.ceil(5 + 3 * seconds), jobs)
     return found, sorted(left_out)
 
 
@@ -314,7 +324,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         first = Path(scratch) / "0"
         first.mkdir()
-        mutants, left_out = prepare(first, arguments.groups)
+        mutants, left_out = prepare(first, arguments.groups, arguments.jobs)
         sources = {mutant.file: (ROOT / mutant.file).read_text() for mutant in mutants}
         equivalent = {mutant.id for mutant in mutants if is_equivalent(mutant, sources[mutant.file])}
         order = random.Random(arguments.seed)

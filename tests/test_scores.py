@@ -179,7 +179,7 @@ CALIBRATION = np.array([-2.0, 0.0, 1.0, 5.0])
 
 def test_a_linear_share_is_the_way_from_the_lowest_calibration_score_to_the_highest() -> None:
     shares = outlier_share(np.array([-9.0, -2.0, -0.25, 5.0, 9.0]), score_summary(CALIBRATION))
-    np.testing.assert_allclose(shares, [[1, 0], [1, 0], [0.75, 0.25], [0, 1], [0, 1]])
+    np.testing.assert_allclose(shares, [[1.0, 0.0], [1.0, 0.0], [0.75, 0.25], [0.0, 1.0], [0.0, 1.0]])
 
 
 def test_a_unified_share_is_how_far_a_normal_variable_lies_within_a_score_on_both_sides() -> None:
