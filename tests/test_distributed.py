@@ -275,9 +275,9 @@ def test_a_killed_worker_costs_at_most_one_checkpoint_interval(tmp_path: Path) -
     assert train(undisturbed, tmp_path / "alone", progress=False)
     run = Torchrun(tmp_path)
     run.wait_for_a_checkpoint()
-    time.sleep(random.random())  # noqa: S311 (a choice to repeat, no secret)
+    time.sleep(random.random())
     reached = load_checkpoint(run.last).step
-    os.kill(random.choice(run.workers()), signal.SIGKILL)  # noqa: S311 (a choice to repeat, no secret)
+    os.kill(random.choice(run.workers()), signal.SIGKILL)
     code, told = run.end()
     assert code == 0, told
     (from_step,) = (int(line.split()[4]) for line in told.splitlines() if line.startswith("going on from step"))
