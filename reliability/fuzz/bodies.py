@@ -38,7 +38,7 @@ def check_rows(num: int) -> None:
         raise TooLarge(f"{num} rows")
 
 
-def check_inputs(rows: Any, shape: tuple[int, ...]) -> None:  # noqa: ANN401 (any array)
+def check_inputs(rows: Any, shape: tuple[int, ...]) -> None:  # noqa: ANN401 (what NumPy takes) (any array)
     """Assert what every model may rely on."""
     assert shape in (MIXED.shape, IMAGES.shape), shape
     assert rows.shape[1:] == shape, rows.shape
@@ -209,14 +209,14 @@ def npy_seeds() -> Iterator[bytes]:
     yield npy_bytes(np.float64(3))
 
 
-def npy_bytes(array: Any) -> bytes:  # noqa: ANN401
+def npy_bytes(array: Any) -> bytes:  # noqa: ANN401 (what NumPy takes)
     """An array as NumPy writes it."""
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=False)
     return stream.getvalue()
 
 
-def arrow_bytes(table: pa.Table, **options: Any) -> bytes:  # noqa: ANN401 (of many kinds)
+def arrow_bytes(table: pa.Table, **options: Any) -> bytes:  # noqa: ANN401 (what NumPy takes) (of many kinds)
     """A table as Arrow writes it."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:

@@ -28,7 +28,7 @@ def mutate(data: bytes, random: Random) -> bytes:
     return data
 
 
-def _changed(value: Any, random: Random) -> Any:  # noqa: ANN401 (any JSON value)
+def _changed(value: Any, random: Random) -> Any:  # noqa: ANN401 (any JSON) (any JSON value)
     """The same tree, but for one node, which is left out, said twice, wrapped, or another."""
     places = [
         (value, key) for value in _nodes(value) for key in (value if isinstance(value, dict) else range(len(value)))
@@ -53,7 +53,7 @@ def _changed(value: Any, random: Random) -> Any:  # noqa: ANN401 (any JSON value
     return value
 
 
-def _nodes(value: Any) -> list[Any]:  # noqa: ANN401
+def _nodes(value: Any) -> list[Any]:  # noqa: ANN401 (any JSON)
     """Lists and objects of a tree, itself among them."""
     found, level = [], [value]
     while level:
