@@ -23,7 +23,7 @@ class RemoteDetector:
     Parameters:
         service: its address, an httpx.Client with that ``base_url``, or a GlowClient, with the patience that it has.
         model: NAME or NAME@VERSION; a GlowClient's own, or the service's default, if None.
-        retries: times that a busy service (429, 503) is asked again, by a client that is made here.
+        retries: as of GlowClient, by one that is made here.
 
     Attributes: ``model``, ``alpha``, ``approximate_``, ``threshold_``, ``offset_``, as of the detector.
 

@@ -109,7 +109,10 @@ class Settings(BaseSettings):
         2**29, ge=1024, description="Bytes that the bodies of all requests under way in a process may have, else 429."
     )
     gzip_min_bytes: int = Field(
-        2**16, ge=0, description="Bytes from which JSON answers are compressed, for callers that accept gzip."
+        2**16,
+        ge=0,
+        description="Bytes from which answers are compressed, for callers that accept gzip or deflate; binary ones for "
+        "those that name one of them alone.",
     )
     deadline_s: float = Field(
         60.0,

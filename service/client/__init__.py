@@ -162,8 +162,8 @@ class GlowClient(_Client[httpx.Client]):
         model: NAME or NAME@VERSION of the model that calls mean where they name none; the service's default if None.
         api_key: sent with every request, and shown nowhere.
         timeout: seconds that a call may take in all, retries included; as long as the service takes if None.
-        retries: times that a request is sent again that found the service busy (429) or away (502 to 504, 5xx of
-            a proxy, or no connection); until the ``timeout`` if None.
+        retries: times that a request is sent again that was refused for now or lost on the way (NotNow); until the
+            ``timeout`` if None.
         concurrency: requests under way for one call.
         max_rows: rows of one request; fewer once the service has refused so many.
         max_bytes: bytes of one request's rows.

@@ -303,7 +303,7 @@ _MODEL_STATISTICS = component(
     object_schema(
         {
             "name": _TEXT,
-            "version": _TEXT,
+            "version": {**_TEXT, "description": "The figures are those of all versions of the name."},
             "last_inference": {**_COUNT, "description": "Milliseconds since 1970; 0 before the first."},
             "inference_count": {**_COUNT, "description": "Rows answered."},
             "execution_count": {**_COUNT, "description": "Passes of the engine; .decode and .sample share theirs."},

@@ -247,7 +247,8 @@ LOG_LIKELIHOODS: Schema = {**NUMBERS, "description": "log p(x) per unit of the m
 
 
 _ENCODED = (
-    "May come with `Content-Encoding: gzip` or `deflate`. Large JSON answers come with gzip where that is accepted."
+    "May come with `Content-Encoding: gzip` or `deflate`. Large answers come with either where that is accepted, "
+    "binary ones where one alone is."
 )
 
 

@@ -216,7 +216,11 @@ _MANIFEST: Schema = {
     "type": "object",
     "properties": {
         **_SUMMARY_MEMBERS,
-        "versions": {"type": "array", "items": {"type": "string"}, "description": "All that are served, latest first."},
+        "versions": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "All that are served, the one that the name alone means first.",
+        },
         "columns": {"type": "array", "items": component_of(Column), "description": "Of a table."},
         "value_range": {
             "type": "array",

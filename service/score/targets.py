@@ -109,8 +109,7 @@ class EngineTarget(Target):
 class ServiceTarget(Target):
     """A model of a running service, asked in binary by ``concurrency`` threads.
 
-    What is refused for now (429, 502 to 504) or lost on the way is asked again, no earlier than the service wants, for
-    ``patience_s`` a batch. Raises TargetError.
+    What GlowClient asks again is asked again, for ``patience_s`` a batch. Raises TargetError.
     """
 
     def __init__(
