@@ -1,6 +1,7 @@
 """The artifacts that ship: they open, hold what their manifests promise, and tell normal from not."""
 
 import math
+import re
 import tomllib
 from pathlib import Path
 
@@ -46,14 +47,31 @@ def test_manifests_are_those_of_the_recipes(fashion: Artifact, cancer: Artifact)
         assert recipe == parse_recipe(artifact.manifest.recipe, "manifest")
 
 
+def header(recipe: str) -> str:
+    text = (ROOT / "model" / "recipes" / f"{recipe}.toml").read_text()
+    return text.partition("\nname = ")[0]
+
+
 def test_published_likelihoods_are_the_manifests(fashion: Artifact, cancer: Artifact) -> None:
     """The recipe's header and the README repeat the figure of the manifest."""
     for artifact in (fashion, cancer):
         test = artifact.manifest.test
         assert test is not None
-        header = (ROOT / "model" / "recipes" / f"{artifact.manifest.name}.toml").read_text()
-        assert test.figure in header
+        assert test.figure in header(artifact.manifest.name)
         assert test.figure in (ROOT / "README.md").read_text()
+
+
+def test_published_figures_of_recipes_are_those_of_their_headers() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    likelihoods = page.partition("\n## Likelihood\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([\w-]+)` \| (.*)", likelihoods, re.MULTILINE)
+    assert [name for name, _ in rows] == ["fashion-mnist", "mnist", "digits", "breast-cancer"]
+    for name, row in rows:
+        for figure in re.findall(r"\d+\.\d+|\d+ (?:min|s)\b", row):
+            assert figure in header(name)
+    for detector in ("flow", "fifth nearest neighbour"):
+        figures = re.findall(rf"^\| {detector} \| \**([\d.]+)\** [^|]*\| \**([\d.]+)\** ", page, re.MULTILINE)
+        assert [" / ".join(pair) in header("table") for pair in figures] == [True], detector
 
 
 def test_fashion_mnist_reaches_its_mark(fashion: Artifact) -> None:
