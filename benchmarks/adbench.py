@@ -27,7 +27,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
-from common.cli import Parser, run_command
+from common.cli import Parser, count, run_command
 from common.errors import UsageError
 from model.checkpoint import load_checkpoint
 from model.data import Array, Dataset, unnamed_columns
@@ -174,8 +174,8 @@ def main(argv: list[str]) -> None:
     """Print three tables: figures by set, their means with intervals, and the published means."""
     parser = Parser(prog="python -m benchmarks.adbench", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--seeds", type=count, default=1)
+    parser.add_argument("--jobs", type=count, default=2)
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.KEY=VALUE", help="change the recipe")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="sets whose name contains this")
     parser.add_argument("--flows", type=Path, help="folder of trained flows: those there are taken, others put there")

@@ -6,17 +6,13 @@ import argparse
 import math
 from collections.abc import Callable, Iterable
 
+from common.cli import number
+
 
 def at_least(kind: type[float], lowest: float) -> Callable[[str], float]:
     """A finite number, at least the lowest."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if not lowest <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"must be a number of at least {lowest:g}, got {text}")
-        return value
-
-    return parse
+    rule = f"a {'whole ' if kind is int else ''}number of at least {lowest:g}"
+    return lambda text: number(text, kind, rule, lambda value: lowest <= value < math.inf)
 
 
 def some_of(names: Iterable[str]) -> Callable[[str], list[str]]:

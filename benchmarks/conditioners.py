@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import Run, interleaved
-from common.cli import Parser, run_command
+from common.cli import Parser, count, run_command
 from model.fold import fold_convolutions
 from model.nets import ConvNet, ResidualMLP
 from service.artifact import compile_module
@@ -66,8 +66,8 @@ def flop_of(net: nn.Module, x: Tensor) -> int:
 def main(argv: list[str]) -> None:
     """Print one line a conditioner."""
     parser = Parser(prog="python -m benchmarks.conditioners", description=__doc__)
-    parser.add_argument("--widths", type=int, nargs="+", default=[32, 48, 64, 96, 128])
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--widths", type=count, nargs="+", default=[32, 48, 64, 96, 128])
+    parser.add_argument("--threads", type=count, default=1)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     flop: dict[str, int] = {}

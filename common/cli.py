@@ -210,20 +210,21 @@ def explanation(error: BaseException) -> str:
 
 def share(text: str) -> float:
     """Take an argument between 0 and 1."""
-    return _number(text, float, "between 0 and 1", lambda value: 0 < value < 1)
+    return number(text, float, "between 0 and 1", lambda value: 0 < value < 1)
 
 
 def seconds(text: str) -> float:
     """Take an argument in seconds."""
-    return _number(text, float, "a positive number of seconds", lambda value: 0 < value < math.inf)
+    return number(text, float, "a positive number of seconds", lambda value: 0 < value < math.inf)
 
 
 def count(text: str) -> int:
     """Take an argument that counts things."""
-    return _number(text, int, "a whole number of at least 1", lambda value: value >= 1)
+    return number(text, int, "a whole number of at least 1", lambda value: value >= 1)
 
 
-def _number(text: str, kind: Callable[[str], Number], rule: str, holds: Callable[[Number], bool]) -> Number:
+def number(text: str, kind: Callable[[str], Number], rule: str, holds: Callable[[Number], bool]) -> Number:
+    """Take an argument of a kind that keeps a rule."""
     with suppress(ValueError):
         value = kind(text)
         if holds(value):
