@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +19,7 @@ import pytest
 from benchmarks.serving import __main__ as serving
 from benchmarks.serving import lifecycle, processes
 from benchmarks.serving.bodies import table_rows, write_body
+from benchmarks.serving.callers import Caller, calling
 from benchmarks.serving.client import Client, Outcome
 from benchmarks.serving.idle import idle_connections, is_open
 from benchmarks.serving.overload import due_times, report
@@ -43,6 +45,26 @@ def test_the_result_of_wrk_is_the_one_line_that_the_script_prints() -> None:
     for output in ("", f"RESULT {line}\nRESULT {line}\n"):
         with pytest.raises(ValueError, match="unpack"):
             parse(output)
+
+
+def test_what_ends_a_caller_ends_the_run_and_the_others_close_what_they_opened() -> None:
+    closed, called = [], threading.Event()
+
+    def going_on() -> Caller:
+        try:
+            while True:
+                yield
+        finally:
+            closed.append(True)
+
+    def failing() -> Caller:
+        yield
+        called.set()
+        raise RuntimeError("a defect of the caller")
+
+    with pytest.raises(RuntimeError, match="a defect of the caller"), calling(going_on(), failing()):
+        assert called.wait(10)
+    assert closed == [True]
 
 
 def start(code: str) -> "subprocess.Popen[bytes]":
@@ -243,7 +265,8 @@ def test_a_reload_and_the_end_are_measured_under_load(models_dir: Path, tmp_path
     [
         (["--only=triton"], None, "must be some of glow,fastapi,litserve,bentoml, got 'triton'"),
         (["--only=fastapi", "--loads=npy-4096-c4"], None, "only glow is measured under these"),
-        (["--rounds=0"], None, "must be a number of at least 1, got 0"),
+        (["--rounds=0"], None, "must be a whole number of at least 1, got 0"),
+        (["--rounds=x"], None, "must be a whole number of at least 1, got x"),
         ([], "", "wrk is not installed: apt-get install wrk"),
     ],
 )

@@ -16,6 +16,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +25,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from benchmarks.serving.callers import Caller, calling
 from service import workers
 from service.app import create_app
 from service.artifact import ArtifactError
@@ -35,37 +38,27 @@ from tests.wire import TABLE
 BODY = {"inputs": [[0.5, 1010.0, 3.0]]}
 
 
-class Load:
-    """Clients that ask one after the other, on connections that they keep, until told to stop."""
+@contextmanager
+def load(url: str, num_callers: int = 4) -> Iterator[Counter[str]]:
+    """Callers who ask one after the other, on connections that they keep: the versions and errors that they see."""
+    seen: Counter[str] = Counter()
 
-    def __init__(self, url: str, num_clients: int = 4) -> None:
-        self._url = url
-        self._ended = threading.Event()
-        self.seen: Counter[str] = Counter()  # versions, statuses and errors
-        self._threads = [threading.Thread(target=self._ask) for _ in range(num_clients)]
-
-    def _ask(self) -> None:
-        with httpx.Client(base_url=self._url, timeout=30) as client:
-            while not self._ended.is_set():
+    def ask() -> Caller:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            while True:
+                yield
                 try:
                     response = client.post("/log-likelihood", json=BODY)
                 except httpx.ConnectError:  # nobody listens: nothing was sent that could be lost
-                    self.seen["refused"] += 1
+                    seen["refused"] += 1
                     time.sleep(0.01)
                 except httpx.TransportError as error:
-                    self.seen[repr(error)] += 1
+                    seen[repr(error)] += 1
                 else:
-                    self.seen[response.json()["version"] if response.status_code == 200 else response.text] += 1
+                    seen[response.json()["version"] if response.status_code == 200 else response.text] += 1
 
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
+    with calling(*(ask() for _ in range(num_callers))):
+        yield seen
 
 
 def status(url: str, path: str) -> int:
@@ -79,7 +72,7 @@ def test_a_signal_lets_balancers_notice_and_loses_no_request(
     monkeypatch.setenv("GLOW_DRAIN_DELAY_S", "1.5")
     with server("--models", models_dir / f"{TABLE}.pt", "--workers", num_workers) as (url, process):
         wait_for_workers(process.pid) if num_workers == 2 else None
-        with Load(url) as load:
+        with load(url) as seen:
             time.sleep(0.3)
             process.send_signal(signal.SIGTERM)
             time.sleep(0.7)
@@ -87,8 +80,8 @@ def test_a_signal_lets_balancers_notice_and_loses_no_request(
             answer = httpx.post(f"{url}/encode", json=BODY)
             assert (answer.status_code, answer.headers["connection"]) == (200, "close")
             process.wait(30)
-        answered = sum(num for what, num in load.seen.items() if len(what) == 12)
-        assert set(load.seen) - {"refused"} == {what for what in load.seen if len(what) == 12}, load.seen
+        answered = sum(num for what, num in seen.items() if len(what) == 12)
+        assert set(seen) - {"refused"} == {what for what in seen if len(what) == 12}, seen
         assert answered > 20
         assert process.returncode == 0
 
@@ -144,14 +137,11 @@ def test_a_hangup_exchanges_the_models_of_a_server_under_load(
 ) -> None:
     path = tmp_path / f"{TABLE}.pt"
     shutil.copy(models_dir / f"{TABLE}.pt", path)
-    digest = hashlib.sha256(b"secret").hexdigest()
-    keys = tmp_path / "keys.toml"
-    keys.write_text(f'[[keys]]\nid = "ops"\nsha256 = "{digest}"\nscopes = ["admin"]\n')
     with server("--models", path, "--workers", num_workers) as (url, process):
         if num_workers == 2:
             wait_for_workers(process.pid)
         before = httpx.get(f"{url}/models").json()["models"][0]["version"]
-        with Load(url) as load:
+        with load(url) as seen:
             time.sleep(0.3)
             path.write_bytes(b"broken")
             process.send_signal(signal.SIGHUP)
@@ -165,9 +155,9 @@ def test_a_hangup_exchanges_the_models_of_a_server_under_load(
                     break
                 time.sleep(0.1)
             time.sleep(0.3)
-        assert len(load.seen) == 2, load.seen
-        assert before in load.seen
-        assert load.seen.keys() - {before} == versions
+        assert len(seen) == 2, seen
+        assert before in seen
+        assert seen.keys() - {before} == versions
 
 
 def test_workers_reload_together_before_the_answer(models_dir: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -185,6 +175,7 @@ def test_workers_reload_together_before_the_answer(models_dir: Path, tmp_path: P
             answer = httpx.post(f"{url}/admin/reload", headers=key, timeout=60).json()
             if answer["workers"] == 2:
                 break
+        assert answer["workers"] == 2
         (new,) = {reference.partition("@")[2] for reference in answer["models"]}
         for _ in range(20):  # a connection each, so that both are asked
             assert httpx.get(f"{url}/models", headers=key).json()["models"][0]["version"] == new

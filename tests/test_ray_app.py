@@ -7,11 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from benchmarks.serving.callers import Caller, calling
 from common.errors import UsageError
 from service.client import GlowClient, GlowError
 from service.settings import Settings, SettingsError
@@ -65,38 +65,27 @@ def on_ray(test: Callable[..., None]) -> Callable[..., None]:
     return marked
 
 
-class Load:
-    """Callers who compare what they get with what is right, and leave it to GlowClient to ask again."""
+@contextmanager
+def load(url: str, num_callers: int = 4) -> Iterator[Counter[str]]:
+    """Callers who leave it to GlowClient to ask again: how many answers were right and wrong, and the errors."""
+    seen: Counter[str] = Counter()
 
-    def __init__(self, url: str) -> None:
-        self.outcomes: Counter[str] = Counter()
-        self._url = url
-        self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(4)]
-        with GlowClient(url, api_key="secret") as client:
-            self._expected = self._told(client)
-
-    def _told(self, client: GlowClient) -> npt.NDArray[np.float64]:
+    def told(client: GlowClient) -> npt.NDArray[np.float64]:
         return client.log_likelihood(ROWS).log_likelihood
 
-    def _ask(self) -> None:
-        with GlowClient(self._url, api_key="secret", timeout=60) as client:
-            while not self._ended.is_set():
+    def ask() -> Caller:
+        with GlowClient(url, api_key="secret", timeout=60) as client:
+            while True:
+                yield
                 try:
-                    is_right = np.allclose(self._told(client), self._expected, atol=1e-3)
-                    self.outcomes["right" if is_right else "wrong"] += 1
+                    seen["right" if np.allclose(told(client), expected, atol=1e-3) else "wrong"] += 1
                 except GlowError as error:
-                    self.outcomes[repr(error)] += 1
+                    seen[repr(error)] += 1
 
-    def __enter__(self) -> "Load":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
+    with GlowClient(url, api_key="secret") as client:
+        expected = told(client)
+    with calling(*(ask() for _ in range(num_callers))):
+        yield seen
 
 
 def replicas() -> list[tuple[str, int]]:
@@ -166,20 +155,20 @@ def test_replicas_reload_together_before_the_answer(settings: Settings, tmp_path
 
 @on_ray
 def test_a_replica_that_is_killed_fails_no_call_and_comes_back(settings: Settings) -> None:
-    with running(Options(min_replicas=2, max_replicas=2), settings) as url, Load(url) as load:
+    with running(Options(min_replicas=2, max_replicas=2), settings) as url, load(url) as seen:
         time.sleep(1)
         killed = replicas()[0]
         os.kill(killed[1], signal.SIGKILL)
         wait_until(lambda: killed not in replicas() and num_running() == 2)
         time.sleep(1)
-    assert set(load.outcomes) == {"right"}, load.outcomes
+    assert set(seen) == {"right"}, seen
 
 
 @on_ray
 def test_replicas_come_with_the_load_and_go_without_losing_a_request(settings: Settings) -> None:
     options = Options(max_replicas=2, target_ongoing_requests=1, upscale_delay_s=0, downscale_delay_s=1)
     with running(options, settings) as url:
-        with Load(url) as load:
+        with load(url) as seen:
             wait_until(lambda: num_running() == 2)
         lost = Counter[str]()
         with GlowClient(url, api_key="secret", retries=0) as client:  # some load goes on, and nobody asks again
@@ -191,7 +180,7 @@ def test_replicas_come_with_the_load_and_go_without_losing_a_request(settings: S
                 except GlowError as error:
                     lost[repr(error)] += 1
                 time.sleep(0.05)
-    assert set(load.outcomes) == {"right"}, load.outcomes
+    assert set(seen) == {"right"}, seen
     assert not lost
 
 

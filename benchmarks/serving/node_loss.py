@@ -2,7 +2,7 @@
 
 Two hosts in network namespaces of this machine, a replica on each, and callers of GlowClient on a third, who ask the
 first. Then the second one's processes are killed at once, or its cable is cut, and it never comes back. Needs root, for
-the namespaces, and takes about three minutes.
+the namespaces.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,6 +23,7 @@ import numpy as np
 
 from benchmarks.arguments import at_least, some_of
 from benchmarks.serving.bodies import table_rows
+from benchmarks.serving.callers import Caller, calling
 from benchmarks.serving.servers import CACHE, ROOT, START_S
 from common.cli import FAILED, Parser, run_command
 from common.errors import UsageError
@@ -54,44 +54,37 @@ HEAD_SETTINGS = {
 
 
 @dataclass
-class Load:
-    """Callers who score rows over and over, and compare what they get with what is right."""
+class Seen:
+    """What callers saw, who score rows over and over and compare what they get with what is right."""
 
-    url: str
-    rows: np.ndarray
-    expected: np.ndarray
     calls: list[tuple[float, float]] = field(default_factory=list)  # when each began and ended
     failures: list[str] = field(default_factory=list)
     wrong: int = 0
 
-    def __post_init__(self) -> None:
-        self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(seed,)) for seed in range(CALLERS)]
 
-    def _ask(self, seed: int) -> None:
+@contextmanager
+def load(url: str, rows: np.ndarray, expected: np.ndarray) -> Iterator[Seen]:
+    """Callers until the end, and what they saw."""
+    seen = Seen()
+
+    def ask(seed: int) -> Caller:
         random = np.random.default_rng(seed)
-        with GlowClient(self.url, timeout=60) as client:
-            while not self._ended.is_set():
-                chosen = random.integers(0, len(self.rows), ROWS)
+        with GlowClient(url, timeout=60) as client:
+            while True:
+                yield
+                chosen = random.integers(0, len(rows), ROWS)
                 began = time.monotonic()
                 try:
-                    told = client.log_likelihood(self.rows[chosen]).log_likelihood
+                    told = client.log_likelihood(rows[chosen]).log_likelihood
                 except GlowError as error:
-                    self.failures.append(f"{type(error).__name__}: {error}")
+                    seen.failures.append(f"{type(error).__name__}: {error}")
                     continue
-                self.calls.append((began, time.monotonic()))
+                seen.calls.append((began, time.monotonic()))
                 absolute, relative = TOLERANCE
-                self.wrong += int(not np.allclose(told, self.expected[chosen], rtol=relative, atol=absolute))
+                seen.wrong += int(not np.allclose(told, expected[chosen], rtol=relative, atol=absolute))
 
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
+    with calling(*map(ask, range(CALLERS))):
+        yield seen
 
 
 def run(*command: str) -> str:
@@ -192,16 +185,16 @@ def lose(how: str, host: str) -> None:
         run("ip", "-n", host, "link", "set", "inside", "down")
 
 
-def line(how: str, ingress: str, load: Load, lost_at: float) -> str:
+def line(how: str, ingress: str, seen: Seen, lost_at: float) -> str:
     """A row of the table."""
-    before = [end - begin for begin, end in load.calls if end < lost_at]
-    after = [(begin, end) for begin, end in load.calls if end >= lost_at]
+    before = [end - begin for begin, end in seen.calls if end < lost_at]
+    after = [(begin, end) for begin, end in seen.calls if end >= lost_at]
     slow = [end for begin, end in after if end - begin > SLOW_S]
     recovered = max(slow, default=lost_at) - lost_at
     longest = max(end - begin for begin, end in after)
     settled = [end - begin for begin, end in after if begin > lost_at + recovered]
     p50s = [1000 * float(np.median(times)) for times in (before, settled)]
-    figures = f"{len(load.calls)} | {load.wrong} | {len(load.failures)} | {longest:.1f} | {recovered:.1f}"
+    figures = f"{len(seen.calls)} | {seen.wrong} | {len(seen.failures)} | {longest:.1f} | {recovered:.1f}"
     return f"| {how} | {ingress} | {figures} | {p50s[0]:.1f} | {p50s[1]:.1f} |"
 
 
@@ -224,16 +217,16 @@ def main(argv: list[str]) -> None:
     for ingress in args.ingresses:
         for how in args.losses:
             with tempfile.TemporaryDirectory() as folder, hosts():
-                with service(ingress, Path(folder)) as url, Load(url, rows, expected) as load:
+                with service(ingress, Path(folder)) as url, load(url, rows, expected) as seen:
                     time.sleep(BEFORE_S)
                     lost_at = time.monotonic()
                     lose(how, HOSTS[1])
                     time.sleep(args.seconds)
-                print(line(how, ingress, load, lost_at), flush=True)
-                for failure in load.failures[:3]:
+                print(line(how, ingress, seen, lost_at), flush=True)
+                for failure in seen.failures[:3]:
                     print("  ", failure)
-                late = any(begin > lost_at + RECOVERY_S and end - begin > SLOW_S for begin, end in load.calls)
-                fell_short |= bool(load.wrong or load.failures or late)
+                late = any(begin > lost_at + RECOVERY_S and end - begin > SLOW_S for begin, end in seen.calls)
+                fell_short |= bool(seen.wrong or seen.failures or late)
     if fell_short:
         raise SystemExit(FAILED)
 
