@@ -14,7 +14,7 @@ LOCK = CUSTOM_COMPILE_COMMAND="make lock" .cache/pip-tools/bin/pip-compile --qui
     --no-emit-options --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --pip-args "$(PIP_ARGS)" \
     $(addprefix --unsafe-package ,glow-service torch $(CUDA_ONLY)) $(UPGRADE)
 
-.PHONY: serve install test check licences supply docs format fuzz artifacts pictures lock docker-test bench-engine bench-engine-cuda \
+.PHONY: serve install develop test check licences supply docs format fuzz artifacts pictures lock docker-test bench-engine bench-engine-cuda \
     bench-conditioners bench-plane bench-adbench bench-why \
     bench-anomalies bench-bulk bench-capacity bench-ddp bench-drift bench-explanations bench-false-alarms bench-fold-calibration \
     bench-hosts bench-json bench-serving bench-overload bench-idle bench-lifecycle bench-node-loss mutants soak clean
@@ -24,6 +24,9 @@ serve: $(VENV)/.serve
 
 # What the commands need, to train too; then `. .venv/bin/activate` and, for one, `python -m model.train --help`.
 install: $(VENV)/.serve $(VENV)/.train
+
+# What tests and checks need, too.
+develop: $(VENV)/.test
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
