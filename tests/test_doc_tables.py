@@ -57,3 +57,15 @@ def test_keys_of_a_recipe(table: str, part: type[BaseModel] | type[GlowConfig]) 
         for name, value in defaults.items()
     ]
     assert re.findall(r"^\| `(\w+)` \| (.*?) ?\| ", text, re.MULTILINE) == expected
+
+
+def test_every_module_of_the_two_halves_has_its_place_on_the_map() -> None:
+    rows = page("design").partition("| part | what it does |")[2].partition("\n\n")[0]
+    named = []
+    for part in re.findall(r"^\| (`.*?) \|", rows, re.MULTILINE):
+        names = re.findall(r"`([^`]+)`", part)  # the first says in which folder those are that do not
+        named += [name if "/" in name[:-1] else f"{names[0].partition('/')[0]}/{name}" for name in names]
+    for half in ("model", "service"):
+        inside = [path for path in (ROOT / half).iterdir() if path.name[0] not in "_."]
+        there = [f"{half}/{path.name}{'/' * path.is_dir()}" for path in inside if path.is_dir() or path.suffix == ".py"]
+        assert sorted(there) == sorted(name for name in named if name.startswith(f"{half}/")), half
