@@ -29,6 +29,7 @@ from common.cli import Parser, run_command
 from service.catalog import warm_catalog
 from service.engine import Model
 from service.machine import available_cpus, processor
+from service.ray_environment import FAIR
 from service.settings import EMBEDDED_ARTIFACTS, Settings
 
 MODEL = "breast-cancer"
@@ -67,9 +68,7 @@ def run_glow_score(source: Path, out: Path, cache: Path, *options: str) -> dict[
     command = [sys.executable, "-W", "ignore", "-m", "service.score", str(ARTIFACT), str(source), str(out), "--json"]
     command += options
     started = time.perf_counter()
-    # Ray's actors give way to other processes, unless it is told otherwise: on a machine that is not idle the two
-    # would not be compared alike.
-    environment = {**os.environ, "GLOW_CACHE_DIR": str(cache), "RAY_worker_niceness": "0"}
+    environment = {**os.environ, **FAIR, "GLOW_CACHE_DIR": str(cache)}
     done = subprocess.run(command, capture_output=True, check=True, env=environment)
     return {**json.loads(done.stdout), "whole_seconds": time.perf_counter() - started}
 

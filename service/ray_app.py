@@ -24,6 +24,7 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.cli import INTERRUPTED, WRONG_USE, Parser, listing, note, run_command
+from service import ray_environment
 from service.app import create_app
 from service.errors import ReloadRefused
 from service.peers import Peers
@@ -33,11 +34,6 @@ from service.workers import begin_logs
 
 APPLICATION = "glow"  # of Ray Serve, and of its only deployment
 ANYWHERE = "0.0.0.0"  # nosec B104 # noqa: S104 (where Ray listens unless it is told)
-SETTINGS_OF_RAY = (  # to be 0, where nothing else was said: its statistics at home, what Serve tells in its own files
-    "RAY_USAGE_STATS_ENABLED",
-    "RAY_SERVE_LOG_TO_STDERR",
-    "RAY_worker_niceness",  # 15 by default: its processes starve beside any others
-)
 _MAX_ONGOING = 4096  # requests of a replica: more than its own queue takes, so that what it says of it is what counts
 _SPARE_S = 10.0  # that Ray leaves a request, or a replica that ends, beyond our own deadline
 
@@ -164,8 +160,7 @@ def running(options: Options, settings: Settings, address: str | None = None) ->
     deployed = application(options, settings)
     started = not ray.is_initialized()
     if started:
-        for name in SETTINGS_OF_RAY:
-            os.environ.setdefault(name, "0")
+        ray_environment.tell(ray_environment.SERVING)
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=True)
     try:
         with suppress(RayActorError):  # of a proxy that was slow to start: Ray starts another

@@ -17,6 +17,7 @@ import pytest
 from common.cli import SOME_REJECTED, run_command
 from common.errors import UsageError
 from service.files import describe
+from service.ray_environment import FAIR, QUIET
 from service.score import ray_target
 from service.score.command import main
 from service.score.run import score_file
@@ -40,7 +41,7 @@ STORE = 100 * 2**20
 def cluster() -> Iterator[Any]:
     """Two nodes of a core each, on this machine."""
     with pytest.MonkeyPatch.context() as patches:
-        for name, value in {**ray_target.QUIET, "RAY_worker_niceness": "0"}.items():
+        for name, value in (QUIET | FAIR).items():
             patches.setenv(name, value)
         from ray.cluster_utils import Cluster
 
@@ -227,12 +228,7 @@ def test_a_run_has_a_cluster_of_its_own_and_is_quiet(
 ) -> None:
     source, out = write_parquet(rows_of_table(50), tmp_path / "x"), tmp_path / "out.parquet"
     command = [sys.executable, "-m", "service.score", str(artifact), str(source), str(out), "--engine", "ray", "--json"]
-    environment = {
-        "PATH": os.environ["PATH"],
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "RAY_worker_niceness": "0",
-    }
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **FAIR}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert all(line.startswith("scored ") for line in done.stderr.splitlines()), done.stderr

@@ -15,7 +15,6 @@ from tests.pages import ABSENT, PAGES, ROOT, RUN, SHELL, VALIDATORS, Block, bloc
 from tests.test_server import server
 
 ALL = [block for page in PAGES for block in blocks(page)]
-COMMANDS = [block for block in ALL if block.language == SHELL]
 
 
 @pytest.fixture(scope="module")

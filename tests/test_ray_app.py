@@ -22,6 +22,7 @@ import pytest
 from benchmarks.serving.callers import Caller, calling
 from common.errors import UsageError
 from service.client import GlowClient, GlowError
+from service.ray_environment import SERVING
 from service.settings import Settings, SettingsError
 from tests.conftest import tiny_recipe, tiny_table, train_and_export, with_training
 from tests.test_server import ROOT, free_port
@@ -31,7 +32,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed")
 from ray import serve  # noqa: E402 (ray may not be there)
 from ray.serve.context import _get_global_client  # noqa: E402 (ray may not be there)
 
-from service.ray_app import APPLICATION, SETTINGS_OF_RAY, Options, application, build, main, running  # noqa: E402 (ray may not be there)
+from service.ray_app import APPLICATION, Options, application, build, main, running  # noqa: E402 (ray may not be there)
 
 KEY = {"x-api-key": "secret"}
 ROWS = np.array([[0.1, 1000.0, 3], [-1.0, 950.0, 0], [2.0, 1100.0, 9]])
@@ -41,7 +42,7 @@ PORT = free_port()  # Ray keeps its proxies, and so their port, for as long as i
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Ray on this machine for all tests of the file; cores are counted, not taken."""
-    os.environ |= dict.fromkeys(SETTINGS_OF_RAY, "0")
+    os.environ |= SERVING
     ray.init(address="local", num_cpus=3, include_dashboard=False, object_store_memory=10**8)
     yield
     serve.shutdown()  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serving.servers import CACHE, ROOT, Server, free_port
+from service.ray_environment import QUIET
 
 STORE_BYTES = 80 * 2**20  # of each node's object store, which requests do not use
 CODE = "from benchmarks.capacity.ray_cluster import serve; serve({nodes}, {{port}})"
@@ -18,15 +19,14 @@ def ray_serve(nodes: int, haproxy: bool, models: Path, **settings: object) -> Se
     given = {"models": models, "cache_dir": CACHE, "threads": 1, **settings}
     environment = {f"GLOW_{name.upper()}": str(value) for name, value in given.items()}
     environment |= {
+        **QUIET,
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_ENABLE_HA_PROXY": str(int(haproxy)),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),  # where other clusters of this machine have none
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # of 5, which a busy machine does not keep
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
     command = [sys.executable, "-W", "ignore", "-c", CODE.format(nodes=nodes)]
     return Server("ray", "/log-likelihood", command, environment)

@@ -28,7 +28,7 @@ from benchmarks.serving.servers import CACHE, ROOT, START_S
 from common.cli import FAILED, Parser, run_command
 from common.errors import UsageError
 from service.client import GlowClient, GlowError
-from service.ray_app import SETTINGS_OF_RAY
+from service.ray_environment import SERVING
 from service.score.targets import EngineTarget
 from service.settings import EMBEDDED_ARTIFACTS
 
@@ -139,7 +139,7 @@ def service(ingress: str, folder: Path) -> Iterator[str]:
         **os.environ,
         **HEAD_SETTINGS,
         "PYTHONPATH": str(ROOT),
-        **dict.fromkeys(SETTINGS_OF_RAY, "0"),
+        **SERVING,
         "RAY_AUTH_MODE": "disabled",  # in a network that nobody else sees
         "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",  # or the host that is lost would have had nothing to do
         "RAY_SERVE_ENABLE_HA_PROXY": str(int(ingress == "haproxy")),

@@ -31,6 +31,7 @@ import pyarrow as pa
 
 from common.cli import explanation
 from common.errors import Explained, UsageError
+from service import ray_environment
 from service.files import RowFile, describe
 from service.machine import available_cpus
 from service.score.results import Result, results_of
@@ -46,11 +47,6 @@ CONNECT_S, LEAVE_S = 10.0, 30.0
 BLOCK_BYTES = 2**20  # a batch or two: an actor waits where nobody takes its last two blocks and the store is full
 MOST_DEATHS = 3  # of actors one after the other that have not begun: more than a node costs that is lost
 
-QUIET = {  # Ray's own words on standard error; what it has to say stands in the logs of its session
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-}
 _THREADS = ("StreamingExecutor", "iter_threaded", "ray-data")
 _RESULT = "result"
 
@@ -83,7 +79,7 @@ class RayTarget(EngineTarget):
 
     def prepare(self) -> None:
         """Connect to the cluster, or start it."""
-        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
+        ray_environment.tell(ray_environment.QUIET)
         import ray
 
         self._opened.enter_context(redirect_stdout(io.StringIO()))  # to which Ray tells of actors that it lost

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from service.ray_environment import AT_HOME
 from service.settings import Settings
 from tests.test_server import ROOT, free_port, server
 
@@ -38,7 +39,7 @@ def uvicorn(settings: Settings, workers: int) -> Iterator[str]:
 @contextmanager
 def ray_serve(settings: Settings, replicas: int) -> Iterator[str]:
     """A cluster of this machine, and replicas on it behind Ray's proxy."""
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **AT_HOME}
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.contract.ray_server", str(replicas)],
         env={**os.environ, **environment, **variables(settings), "GLOW_PORT": str(free_port())},
