@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from common.cli import did_you_mean
-from common.errors import UsageError
+from common.errors import UsageError, line_of
 from model.data import DataError, Dataset, Selection, load
 from model.distributed import ALONE, Processes
 from model.glow import GlowConfig
@@ -155,9 +155,7 @@ def parse_recipe(values: dict[str, Any], origin: str) -> Recipe:
         key = ".".join(map(str, first["loc"]))
         if first["type"] in _UNKNOWN:
             raise RecipeError(f"{origin}: unknown key {key!r}{did_you_mean(key, _keys())}") from error
-        where = f"{origin}: {key}: " if key else f"{origin}: "
-        value = "" if isinstance(first["input"], dict | GlowConfig) else f", got {first['input']!r}"
-        raise RecipeError(f"{where}{first['msg'].removeprefix('Value error, ')}{value}") from error
+        raise RecipeError(f"{origin}: {line_of(first)}") from error
 
 
 def _keys() -> list[str]:

@@ -23,6 +23,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from common.errors import line_of, unquoted
 from service.errors import Forbidden, Unauthorized
 from service.quota import TokenBucket
 from service.settings import SettingsError
@@ -154,10 +155,7 @@ def read_access(path: Path | None, before: Access | None = None) -> Access:
     except OSError as error:
         raise SettingsError(f"GLOW_API_KEYS_FILE: {path}: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors(include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        text = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"GLOW_API_KEYS_FILE: {path}: {where}{': ' if where else ''}{text}") from None
+        raise SettingsError(f"GLOW_API_KEYS_FILE: {path}: {line_of(error.errors()[0], quote=unquoted)}") from None
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"GLOW_API_KEYS_FILE: {path}: is not TOML: {error}") from error
     known = [caller.bucket for _, caller in before.keys if caller.bucket] if before else []

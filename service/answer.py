@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from service.artifact import Manifest
 from service.call import Call
 from service.codecs import arrow, compression, image, json_body, npy
+from service.headers import TOLD, told
 from service.negotiation import MEDIA_TYPES
 from service.options import Format
 from service.row_queue import Array
@@ -84,8 +85,8 @@ async def answer(
         )
         return await send(call, [content], json_body.MEDIA_TYPE)
     about = {"model": manifest.name, "version": manifest.version}
-    about |= {name: str(values[name]) for name in ("alpha", "level", "fdr", "seed") if name in values}
-    headers = {f"x-glow-{name}": text for name, text in about.items()}
+    about |= {name: str(values[name]) for name in TOLD if name in values}
+    headers = {told(name): text for name, text in about.items()}
     media_type = MEDIA_TYPES[answer_format]
     if answer_format == "arrow":
         return Parts(arrow.write_parts(_columns(manifest, values, main), about), media_type, headers, seconds)

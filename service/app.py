@@ -25,7 +25,7 @@ from starlette.types import ASGIApp
 from service import api, headers, openapi
 from service.access import DOCS_FILES, PLAYGROUND
 from service.artifact import ArtifactError
-from service.errors import ServiceError
+from service.errors import ServiceError, code_of
 from service.front import Front, error_response, write_error
 from service.oip import routes as oip
 from service.peers import Peers
@@ -93,7 +93,7 @@ def create_app(settings: Settings, *, load_first: bool = True, peers: Peers | No
             ],
             expose_headers=[
                 *("x-request-id", "retry-after", "server-timing", headers.JSON_SIZE),
-                *(f"x-glow-{name}" for name in ("model", "version", "alpha", "level", "fdr", "seed")),
+                *map(headers.told, headers.TOLD),
             ],
         )
     app.middleware_stack = front
@@ -180,8 +180,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(sorted(_methods(request)))  # the router names those of one route only
-    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_").replace("-", "_")
-    return write_error(request, error.status_code, code, str(error.detail), headers)
+    return write_error(request, error.status_code, code_of(HTTPStatus(error.status_code)), str(error.detail), headers)
 
 
 def _methods(request: Request) -> set[str]:

@@ -25,7 +25,10 @@ Every error answer is ``{"error": text, "code": snake_case, "request_id": id}``.
 from __future__ import annotations
 
 import math
+from http import HTTPStatus
 from typing import ClassVar
+
+import orjson
 
 from common.errors import Explained
 
@@ -163,3 +166,13 @@ class DeadlineExceeded(ServiceError):
 
     status = 504
     code = "deadline_exceeded"
+
+
+def code_of(status: HTTPStatus) -> str:
+    """The code of what is refused outside the service's own routes: its phrase."""
+    return status.phrase.lower().replace(" ", "_").replace("-", "_")
+
+
+def body_of(text: str, code: str, request_id: str) -> bytes:
+    """The one shape that all errors have."""
+    return orjson.dumps({"error": text, "code": code, "request_id": request_id})

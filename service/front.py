@@ -11,7 +11,6 @@ import re
 import secrets
 import time
 
-import orjson
 from fastapi import Request, Response
 from starlette._utils import get_route_path
 from starlette.datastructures import MutableHeaders
@@ -22,7 +21,7 @@ from service.access import Caller
 from service.access_log import Seen
 from service.api import ENDPOINTS, Endpoint
 from service.call import Call, Watch
-from service.errors import NotFound, ServiceError
+from service.errors import NotFound, ServiceError, body_of
 from service.metrics import Phases
 from service.oip import routes as oip
 from service.service import Service
@@ -174,7 +173,6 @@ def error_response(request: Request, error: Exception) -> tuple[Response, str]:
 
 
 def write_error(request: Request, status: int, code: str, text: str, headers: dict[str, str] | None = None) -> Response:
-    """Write the one shape that all errors have."""
+    """An answer that is an error."""
     request.state.code = code  # for the access log
-    content = orjson.dumps({"error": text, "code": code, "request_id": request.state.request_id})
-    return Response(content, status, headers, "application/json")
+    return Response(body_of(text, code, request.state.request_id), status, headers, "application/json")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from common.cli import Parser, note, run_command, tell
-from common.errors import UsageError
+from common.errors import UsageError, line_of
 from service.access import SCOPES, KeyEntry
 
 
@@ -64,9 +64,7 @@ def main(argv: list[str]) -> None:
             burst_rows=args.burst_rows,
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"{name}: " for name in first["loc"])
-        raise UsageError(f"{where}{first['msg'].removeprefix('Value error, ')}, got {first['input']!r}") from error
+        raise UsageError(line_of(error.errors()[0])) from error
     tell(Outcome(**entry.model_dump(), key=key), args.json)
     if not args.json:
         note(f"the key of {entry.id}, which is stored nowhere: {key}")

@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
 
+from common.errors import line_of
 from service.errors import Unprocessable
 from service.noise import MAX_SEED
 from service.scores import DEFINITIONS, ScoreName
@@ -200,11 +201,9 @@ def _validate(
         return kind.model_validate(values, strict=strict)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part)[:100] for part in first["loc"])
         if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
-            raise _unknown(kind, name, without) from error
-        value = "" if isinstance(first["input"], dict) else f", got {str(first['input'])[:100]!r}"
-        raise Unprocessable(f"{name}: {first['msg']}{value}") from error
+            raise _unknown(kind, str(first["loc"][0])[:100], without) from error
+        raise Unprocessable(line_of(first, quote=lambda value: repr(str(value)[:100]))) from error
 
 
 def _unknown(kind: type[BaseModel], name: str, without: tuple[str, ...]) -> Unprocessable:

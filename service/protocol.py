@@ -8,10 +8,10 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
-import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import access_log
+from service.errors import body_of, code_of
 
 MAX_HEAD_BYTES = 2**16
 MAX_HEADERS = 256  # of a request: one of two bytes costs a hundred
@@ -168,10 +168,10 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, status: HTTPStatus, text: str) -> None:
         """Answer without the application, and close."""
-        code = status.phrase.lower().replace(" ", "_")
+        code = code_of(status)
         request_id = secrets.token_hex(16)
         access_log.write(request_id=request_id, status=status.value, code=code)
-        body = orjson.dumps({"error": text, "code": code, "request_id": request_id})
+        body = body_of(text, code, request_id)
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n"

@@ -24,6 +24,7 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.cli import INTERRUPTED, WRONG_USE, Parser, listing, note, run_command
+from common.errors import line_of
 from service import ray_environment
 from service.app import create_app
 from service.errors import ReloadRefused
@@ -215,10 +216,7 @@ def main(argv: list[str]) -> None:
     try:
         options = Options(**{name: given.pop(name) for name in [*given] if name in Options.model_fields})
     except ValidationError as error:
-        first = error.errors()[0]
-        name = "".join(f"--{str(part).replace('_', '-')}: " for part in first["loc"])
-        value = f", got {first['input']!r}" if first["loc"] else ""
-        raise SettingsError(f"{name}{first['msg'].removeprefix('Value error, ')}{value}") from None
+        raise SettingsError(line_of(error.errors()[0], lambda name: f"--{name.replace('_', '-')}")) from None
     settings = read_settings(**given)
     create_app(settings)  # which checks the artifacts
     with suppress(KeyboardInterrupt, SystemExit), running(options, settings, address) as url:

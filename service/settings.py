@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from common.cli import did_you_mean
-from common.errors import UsageError
+from common.errors import UsageError, line_of
 from service.runner import Form
 
 EMBEDDED_ARTIFACTS = Path(__file__).parent / "artifacts"
@@ -207,7 +207,4 @@ def read_settings(**overrides: object) -> Settings:
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
-        first = error.errors()[0]
-        name = "".join(f"GLOW_{str(first['loc'][0]).upper()}: " if first["loc"] else "")
-        value = f", got {first['input']!r}" if first["loc"] else ""
-        raise SettingsError(f"{name}{first['msg'].removeprefix('Value error, ')}{value}") from error
+        raise SettingsError(line_of(error.errors()[0], lambda name: f"GLOW_{name.split('.')[0].upper()}")) from error

@@ -23,7 +23,7 @@ import PIL
 import torch
 from pydantic import ValidationError
 
-from common.errors import UsageError
+from common.errors import UsageError, line_of, unquoted
 from service.artifact.golden import golden_fault, golden_rows
 from service.artifact.manifest import Manifest, Operation
 from service.artifact.torchscript import Program, load
@@ -133,9 +133,8 @@ def read_artifact(path: Path, allowed: Container[str] | None = None) -> Artifact
     try:
         manifest = Manifest.model_validate_json(records[manifest_name])
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "manifest"
-        raise ArtifactError(f"{path}: manifest field {field!r}: {first['msg']}") from error
+        fault = line_of(error.errors()[0], lambda name: f"manifest field {name!r}", unquoted)
+        raise ArtifactError(f"{path}: {fault}") from error
     if manifest.version != version_of(records):
         raise ArtifactError(
             f"{path}: manifest field 'version' is {manifest.version}, but the records are {version_of(records)}"

@@ -75,7 +75,7 @@ async def model_infer(call: Call) -> Response:
     about: dict[str, object] = {"model_name": view.name(manifest), "model_version": manifest.version}
     if request.id is not None:
         about["id"] = request.id
-    if levels := {name: values[name] for name in ("alpha", "level", "fdr") if name in values}:
+    if levels := {name: values[name] for name in headers.LEVELS if name in values}:
         about["parameters"] = levels
     outputs = [Output(name, values[name], binary) for name, binary in wanted.items()]
     num_listed = sum(output.array.size for output in outputs if not output.binary)

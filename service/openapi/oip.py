@@ -6,6 +6,7 @@ from typing import Any
 
 from service import errors
 from service.codecs import json_body
+from service.headers import LEVELS
 from service.oip import codec, tensors
 from service.openapi.parts import (
     BINARY,
@@ -141,7 +142,7 @@ _ANSWER = json_content(
                 "model_name": _TEXT,
                 "model_version": _TEXT,
                 "id": _TEXT,
-                "parameters": object_schema({name: {"type": "number"} for name in ("alpha", "level", "fdr")}, []),
+                "parameters": object_schema({name: {"type": "number"} for name in LEVELS}, []),
                 "outputs": {"type": "array", "items": component("AnswerTensor", _ANSWER_TENSOR)},
             },
             ["model_name", "model_version", "outputs"],

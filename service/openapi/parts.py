@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from service import errors
 from service.codecs import ANY_BINARY, arrow, image, json_body, npy
+from service.headers import LEVELS, TOLD, told
 from service.options import ArrayFormat, Format, Guarantee
 from service.scores import ScoreName
 
@@ -169,18 +170,11 @@ SERVER_TIMING: dict[str, Any] = {
     }
 }
 _BINARY_HEADERS: dict[str, Any] = {
-    name: {
+    told(name): {
         "description": f"{text}; with answers that are not JSON, where it is part of them.",
-        "schema": {"type": kind},
+        "schema": {"type": "number" if name in LEVELS else "integer" if name == "seed" else "string"},
     }
-    for name, text, kind in (
-        ("x-glow-model", "Name of the model", "string"),
-        ("x-glow-version", "Version of the model", "string"),
-        ("x-glow-seed", "Seed of the samples", "integer"),
-        ("x-glow-alpha", "Share of false alarms that is accepted", "number"),
-        ("x-glow-level", "Largest p-value of an anomaly under guarantee conditional", "number"),
-        ("x-glow-fdr", "Level of Benjamini-Hochberg", "number"),
-    )
+    for name, text in TOLD.items()
 }
 
 
