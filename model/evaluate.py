@@ -16,7 +16,7 @@ from model.data import DataError, Dataset, Selection, load
 from model.dataset import release_pages
 from model.glow import Glow
 from model.likelihood import dequantize, mean_likelihood
-from service.artifact import Artifact, Column, Manifest, Program, TestResult, open_artifact
+from service.artifact import Artifact, Column, Manifest, Program, TestResult, Unit, as_published, open_artifact
 
 BATCH = 256
 NOISE_SEED = 0
@@ -125,7 +125,7 @@ class Outcome:
     version: str
     data: str
     rows: int
-    unit: str  # of the likelihood: bits/dim of images (lower is better), nats of tables (higher is better)
+    unit: Unit  # of the likelihood: bits/dim of images (lower is better), nats of tables (higher is better)
     likelihood: float
     standard_error: float  # of the likelihood
     scale: str  # unit of the round trips
@@ -141,7 +141,7 @@ class Outcome:
         facts = {
             "artifact": f"{self.model}@{self.version}",
             "rows": self.rows,
-            "likelihood": f"{self.likelihood:.3f} +- {self.standard_error:.3f} {self.unit}",
+            "likelihood": as_published(self.likelihood, self.standard_error, self.unit),
             "round trip": f"{self.round_trip:.2e} {self.scale}",
             "draws": f"{self.round_trip_of_draws:.2e} {self.scale}, {finite} of {self.draws}",
             "speed": f"{self.rows_per_second:.0f} rows/s ({self.threads} threads)",

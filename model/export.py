@@ -32,6 +32,9 @@ from service.artifact import (
     LatentPart,
     Manifest,
     Program,
+    Unit,
+    as_published,
+    unit_of_likelihood,
 )
 from service.scores import CALIBRATED, COMPLEXITY, DEFAULT_CODEC, LOG_PROB, Codec, FloatArray, codec_bytes, complexity
 
@@ -173,7 +176,7 @@ class Outcome:
     model: str
     version: str
     bytes: int
-    unit: str  # of the likelihood: bits/dim of images (lower is better), nats of tables (higher is better)
+    unit: Unit  # of the likelihood: bits/dim of images (lower is better), nats of tables (higher is better)
     test_likelihood: float | None  # None without test rows
     test_standard_error: float | None
     alpha: float  # default share of false alarms
@@ -182,7 +185,7 @@ class Outcome:
     def __str__(self) -> str:
         test = "no test set"
         if self.test_likelihood is not None:
-            test = f"test {self.test_likelihood:.3f} +- {self.test_standard_error:.3f} {self.unit}"
+            test = f"test {as_published(self.test_likelihood, self.test_standard_error, self.unit)}"
         out = shlex.quote(self.out)
         return (
             f"{self.out}: {self.model}@{self.version}, {self.bytes / 1e6:.2f} MB, {test}\n"
@@ -221,7 +224,7 @@ def run(checkpoint: Checkpoint, splits: Splits, out: Path) -> Outcome:
         model=manifest.name,
         version=manifest.version,
         bytes=out.stat().st_size,
-        unit="bits/dim" if manifest.kind == "image" else "nats",
+        unit=unit_of_likelihood(manifest.kind),
         test_likelihood=None if test is None else test.nats if test.bits_per_dim is None else test.bits_per_dim,
         test_standard_error=None if test is None else test.standard_error,
         alpha=calibration.alpha,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from model.bijections.base import log_normal, sum_per_input
+from service.artifact import Unit, unit_of_likelihood
 
 
 def standard_normal_log_prob(z: Tensor) -> Tensor:
@@ -37,18 +37,13 @@ class MeanLikelihood:
 
     value: float
     standard_error: float  # over the rows; NaN of a single one
-    unit: Literal["bits/dim", "nats"]
+    unit: Unit
     rows: int
-
-    @property
-    def figure(self) -> str:
-        """The result with its error and its unit."""
-        return f"{self.value:.3f} +- {self.standard_error:.3f} {self.unit}"
 
 
 def mean_likelihood(log_prob: Tensor, shape: tuple[int, ...]) -> MeanLikelihood:
     """Publish the log-likelihoods (N,), nats, of rows of one shape: (C, H, W) of images, (D,) of vectors."""
-    image = len(shape) == 3
-    values = bits_per_dim(log_prob, math.prod(shape)) if image else log_prob
+    unit = unit_of_likelihood("image" if len(shape) == 3 else "vector")
+    values = bits_per_dim(log_prob, math.prod(shape)) if unit == "bits/dim" else log_prob
     error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return MeanLikelihood(values.mean().item(), error, "bits/dim" if image else "nats", len(values))
+    return MeanLikelihood(values.mean().item(), error, unit, len(values))

@@ -43,6 +43,7 @@ from model.plots import sample_grid, save_curves, save_picture
 from model.recipe import Recipe, RecipeError, Splits, load_splits, read_recipe
 from model.report import write_report
 from model.trainer import EVALUATION_SEED, Trainer, generator_of
+from service.artifact import Unit, as_published
 
 NUM_GRID_SAMPLES = 64
 
@@ -165,7 +166,7 @@ class Outcome:
     step: int
     steps: int
     seconds: float  # of training
-    unit: str  # of likelihoods: bits/dim of images (lower is better), nats of tables (higher is better)
+    unit: Unit  # of likelihoods: bits/dim of images (lower is better), nats of tables (higher is better)
     validation: float | None  # lowest validation loss: bits/dim, or nats below 0; None before the first evaluation
     split: str  # rows of the likelihood: test or, where there are none, validation
     likelihood: float | None  # of the best checkpoint; None where it is not finite
@@ -188,8 +189,7 @@ class Outcome:
     def __str__(self) -> str:
         facts = {"checkpoint": self.checkpoint, "report": self.report, "next": self.next}
         if self.likelihood is not None:
-            error = "" if self.standard_error is None else f" +- {self.standard_error:.3f}"
-            facts = {self.split: f"{self.likelihood:.3f}{error} {self.unit}", **facts}
+            facts = {self.split: as_published(self.likelihood, self.standard_error, self.unit), **facts}
         return f"{self.headline}\n{listing(facts)}"
 
 

@@ -22,7 +22,7 @@ from model.glow import Glow, build_glow
 from model.likelihood import bits_per_dim, dequantize, standard_normal_log_prob
 from model.nets import ConvNet
 from model.recipe import Recipe, RecipeError, Splits, TrainingRecipe
-from service.artifact import Column
+from service.artifact import Column, unit_of_likelihood
 
 INITIALIZATION_ROWS = 1024
 EVALUATION_BATCH = 256
@@ -45,7 +45,7 @@ class Trainer:
             )
         self.shape = splits.fit.shape
         self.kind: Kind = splits.fit.kind
-        self.unit = "bits/dim" if self.kind == "image" else "nats"
+        self.unit = unit_of_likelihood(self.kind)
         self.data_digest = processes.once_a_host(lambda: splits.fit.digest)
         if len(set(processes.gather(self.data_digest))) > 1:
             raise DataError(f"{recipe.data.train}: the hosts hold different data")

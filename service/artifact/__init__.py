@@ -26,7 +26,10 @@ from service.artifact.manifest import Manifest as Manifest
 from service.artifact.manifest import Operation as Operation
 from service.artifact.manifest import Signature as Signature
 from service.artifact.manifest import TestResult as TestResult
+from service.artifact.manifest import Unit as Unit
+from service.artifact.manifest import as_published as as_published
 from service.artifact.manifest import methods_of as methods_of
+from service.artifact.manifest import unit_of_likelihood as unit_of_likelihood
 from service.artifact.mixture import Mixture as Mixture
 from service.artifact.scoring import Density as Density
 from service.artifact.scoring import Scoring as Scoring

@@ -15,6 +15,7 @@ from service.columns import Column
 from service.scores import CALIBRATED, COMPLEXITY, LOG_PROB, FloatArray, ScoreName, smallest_p_value
 
 Kind = Literal["image", "vector"]
+Unit = Literal["bits/dim", "nats"]
 # statistics has the log-likelihood in its first column, and log_prob_map, of images, what it is by pixel
 Operation = Literal["statistics", "encode", "decode", "log_prob_map"]
 OPERATIONS: tuple[Operation, ...] = ("statistics", "encode", "decode")  # of every model
@@ -28,6 +29,17 @@ def operations_of(kind: Kind) -> tuple[Operation, ...]:
 def methods_of(kind: Kind) -> list[str]:
     """What the program of an artifact must offer."""
     return [*operations_of(kind), "log_prob"]
+
+
+def unit_of_likelihood(kind: Kind) -> Unit:
+    """What likelihoods of rows are published in: bits per dimension (lower is better) or nats (higher is)."""
+    return "bits/dim" if kind == "image" else "nats"
+
+
+def as_published(value: float, standard_error: float | None, unit: Unit) -> str:
+    """A likelihood as it is published."""
+    error = "" if standard_error is None else f" +- {standard_error:.3f}"
+    return f"{value:.3f}{error} {unit}"
 
 
 class _Part(BaseModel):
@@ -60,8 +72,10 @@ class TestResult(_Part):
     @property
     def figure(self) -> str:
         """The result as it is published."""
-        value, unit = (self.nats, "nats") if self.bits_per_dim is None else (self.bits_per_dim, "bits/dim")
-        return f"{value:.3f} +- {self.standard_error:.3f} {unit}"
+        if self.bits_per_dim is not None:
+            return as_published(self.bits_per_dim, self.standard_error, "bits/dim")
+        assert self.nats is not None
+        return as_published(self.nats, self.standard_error, "nats")
 
 
 class Calibration(_Part):
