@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from common.errors import UsageError
 from common.folders import rows_in
+from common.formats import EIGHT_BIT_MODES, IMAGE_SUFFIXES, NPZ_NAMES
 from model.dataset import Array, DataError, Dataset, Kind, Selection, release_pages
 from model.distributed import ALONE, Processes
 from model.scratch import read_once, scratch
@@ -18,7 +19,6 @@ from model.tables import array_table, csv_table, parquet_table, read_table
 
 __all__ = ["Array", "DataError", "Dataset", "Kind", "Selection", "load", "unnamed_columns"]
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 SKLEARN_SETS = {"sklearn:digits": "load_digits", "sklearn:breast-cancer": "load_breast_cancer"}
 _ALL = Selection()
 
@@ -122,22 +122,22 @@ def _read_idx(path: Path) -> Array:
 def _read_npz(path: Path) -> tuple[Array, Array | None]:
     with np.load(path, allow_pickle=False) as archive:
         names = archive.files
-        name = next((name for name in ("X", "x", "images") if name in names), None)
+        name = next((name for name in NPZ_NAMES if name in names), None)
         if name is None:
             if len(names) != 1:
-                raise DataError(f"{path}: expected an array X, x or images, got {', '.join(names) or 'none'}")
+                raise DataError(f"{path}: expected an array {' or '.join(NPZ_NAMES)}, got {', '.join(names) or 'none'}")
             name = names[0]
         return archive[name], archive["y"].ravel() if "y" in names and name != "y" else None
 
 
 def _read_folder(path: Path, wanted: Selection, processes: Processes) -> Dataset:
-    images, tables = rows_in(path, IMAGE_SUFFIXES)
+    images, tables = rows_in(path)
     if images and tables:
         raise DataError(f"{path}: holds both images ({images[0].name}) and Parquet files ({tables[0].name})")
     if tables:
         return read_table(parquet_table(str(path), tables), wanted, processes=processes)
     if not images:
-        raise DataError(f"{path}: holds neither images ({', '.join(sorted(IMAGE_SUFFIXES))}) nor Parquet files")
+        raise DataError(f"{path}: holds neither images ({', '.join(IMAGE_SUFFIXES)}) nor Parquet files")
     return _read_images(path, images, wanted, processes)
 
 
@@ -168,7 +168,7 @@ def _read_image(file: Path) -> Array:
     """Decode an image: (C, H, W) uint8."""
     try:
         with Image.open(file) as image:
-            if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
+            if image.mode not in EIGHT_BIT_MODES:
                 raise DataError(f"{file}: is of mode {image.mode}, expected 8 bits per channel")
             grey = image.mode in ("1", "L", "LA")
             pixels = np.asarray(image.convert("L" if grey else "RGB"))

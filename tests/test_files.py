@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 from pyarrow import csv, parquet
 
 from service.artifact import Column, Manifest, open_artifact
@@ -197,10 +198,12 @@ def test_bad_images_are_refused_by_name_and_pixels_by_place(
     (folder / "001.png").write_bytes(image.write_grid(x[:2], (0.0, 15.0)))
     (folder / "notes.txt").write_text("not an image")
     (folder / "003.JPG").write_bytes(b"nor is this")
+    Image.fromarray(x[0, 0].astype(np.uint8)).save(folder / "004.bmp")
     (batch,) = open_rows(folder, images).batches()
     assert batch.refused == {
         1: "001.png is 16x8 pixels, expected 8x8",
         3: "003.JPG is not a readable PNG or JPEG",
+        4: "004.bmp is not a readable PNG or JPEG",
     }
     np.testing.assert_array_equal(batch.rows, x[[0, 2]])
     x[1, 0, 3, 4], x[2, 0, 0, 0] = 99, np.nan
@@ -278,6 +281,12 @@ def test_reading_goes_on_at_the_start_of_any_batch(
             np.testing.assert_array_equal(rest[0].positions, batch.positions)
 
 
+def of_version_3(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive, archive.open("x.npy", "w") as stream:
+        np.lib.format.write_array(stream, np.zeros((3, 5)), version=(3, 0))
+    return path
+
+
 def cut(path: Path) -> Path:
     path.write_bytes(path.read_bytes()[:-40])
     return path
@@ -299,7 +308,8 @@ def cut(path: Path) -> Path:
         (lambda p: cut(write_npy(np.zeros((3, 5)), p / "x")), "x.npy: cannot be read"),
         (lambda p: cut(write_npz(np.zeros((3, 5)), p / "x")), "x.npz: cannot be read"),
         (lambda p: cut(write_parquet(TABLE, p / "x")), "x.parquet: cannot be read"),
-        (lambda p: p, "holds no images (.jpeg, .jpg, .png) and no .parquet files"),
+        (lambda p: of_version_3(p / "x.npz"), "x.npz: x.npy is of .npy version 3.0; 1.0 and 2.0 are read"),
+        (lambda p: p, "holds no images (.bmp, .jpeg, .jpg, .png, .webp) and no .parquet files"),
     ],
 )
 def test_a_file_that_is_not_for_the_model_is_refused_in_one_line(

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, PngImagePlugin
 
+from common.formats import EIGHT_BIT_MODES
 from service.errors import BadRequest, ServiceError, TooLarge, Unprocessable
 
 MEDIA_TYPES = ("image/png", "image/jpeg")
@@ -31,7 +32,6 @@ _COLOURS = np.array(  # matplotlib's "inferno" at equal steps: brighter is more,
         [252, 255, 164],
     ]
 )
-_EIGHT_BIT_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"}
 
 
 def read(
@@ -48,7 +48,7 @@ def read(
             image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         if image.size != (width, height):
             raise Unprocessable(f"{name} is {image.width}x{image.height} pixels, expected {width}x{height}")
-        if image.mode not in _EIGHT_BIT_MODES:
+        if image.mode not in EIGHT_BIT_MODES:
             raise Unprocessable(f"{name} is of mode {image.mode}, expected 8 bits per channel")
         pixels = np.asarray(image.convert("L" if num_channels == 1 else "RGB"), np.float32)
     except ServiceError:

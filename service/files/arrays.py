@@ -7,17 +7,18 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 
+from common.formats import NPZ_NAMES
 from service.artifact import Signature
 from service.files.row_file import Array, FileError, Part, RowFile, Span, batch_rows, cut, starts
 from service.files.tables import check_ids, table_part
 from service.rows import check_shape, inputs_from_array
 
-_NPZ_NAMES = ("X.npy", "x.npy", "images.npy")  # of the array of rows, where there are others
+_NPZ_NAMES = tuple(f"{name}.npy" for name in NPZ_NAMES)
 
 
 def open_npy(path: Path, manifest: Signature, ids: Sequence[str] | None) -> RowFile:
@@ -44,9 +45,9 @@ def open_npz(path: Path, manifest: Signature, ids: Sequence[str] | None) -> RowF
         name = next((name for name in _NPZ_NAMES if name in names), names[0] if names else "")
         if len(names) != 1 and name not in _NPZ_NAMES:
             found = ", ".join(name.removesuffix(".npy") for name in names)
-            raise FileError(f"{path}: expected one array, or one named X, x or images, got {found or 'none'}")
+            raise FileError(f"{path}: expected one array, or one named {' or '.join(NPZ_NAMES)}, got {found or 'none'}")
         with archive.open(name) as stream:
-            shape, by_columns, dtype = _read_header(stream)
+            shape, by_columns, dtype = _read_header(archive, name, stream)
     _check_array(path, shape, dtype, manifest)
     read = partial(_read_npz, manifest, batch_rows(manifest), name, by_columns)
     return RowFile(path, manifest, shape[0], pa.schema([]), [Span(path, 0, None)], read)
@@ -54,7 +55,7 @@ def open_npz(path: Path, manifest: Signature, ids: Sequence[str] | None) -> RowF
 
 def _read_npz(manifest: Signature, size: int, name: str, by_columns: bool, span: Span) -> Iterator[Part]:
     with zipfile.ZipFile(span.path) as archive, archive.open(name) as stream:
-        shape, _, dtype = _read_header(stream)
+        shape, _, dtype = _read_header(archive, name, stream)
         if by_columns:  # the first row is complete only where the last column begins
             data = stream.read(math.prod(shape) * dtype.itemsize)  # no more than there is, whatever the header says
             whole = np.frombuffer(data, dtype).reshape(shape, order="F")
@@ -67,9 +68,12 @@ def _read_npz(manifest: Signature, size: int, name: str, by_columns: bool, span:
             yield _array_part(flat.reshape(num, *shape[1:]), manifest)
 
 
-def _read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:  # noqa: ANN401 (zipfile's own class)
+def _read_header(archive: zipfile.ZipFile, name: str, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(stream)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        major, minor = version
+        raise FileError(f"{archive.filename}: {name} is of .npy version {major}.{minor}; 1.0 and 2.0 are read")
     return readers[version](stream)
 
 

@@ -10,19 +10,19 @@ import numpy as np
 import pyarrow as pa
 
 from common.folders import rows_in
+from common.formats import IMAGE_SUFFIXES
 from service.artifact import Signature
 from service.codecs import image
 from service.errors import ServiceError
 from service.files.row_file import FileError, Part, RowFile, Span, batch_rows, cut, starts
 from service.files.tables import check_ids, open_parquet
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 _FILE = "file"  # what identifies an image of a folder
 
 
 def files_of(folder: Path) -> list[Path]:
     """Images, or Parquet files, in a folder and those below it, in the order of their paths; FileError for both."""
-    images, tables = rows_in(folder, IMAGE_SUFFIXES)
+    images, tables = rows_in(folder)
     if images and tables:
         raise FileError(
             f"{folder}: holds images ({images[0].relative_to(folder)}) and .parquet files "
