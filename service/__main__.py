@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from common.cli import FAILED, INTERRUPTED, WRONG_USE, Parser, listing, note, run_command
+from common.cli import DONE, FAILED, INTERRUPTED, WRONG_USE, Parser, listing, note, run_command
 from service.app import create_app
 from service.service import Service
 from service.settings import is_loopback, read_settings
@@ -30,7 +30,7 @@ def parser() -> Parser:
             "python -m service --models models/ service/artifacts/fashion-mnist.pt --workers 4",
             "GLOW_ALLOW_ANONYMOUS=true python -m service --host 0.0.0.0",
         ],
-        codes=(0, FAILED, WRONG_USE, INTERRUPTED),
+        codes=(DONE, FAILED, WRONG_USE, INTERRUPTED),
     )
     parser.add_argument(
         "--models",

@@ -68,7 +68,7 @@ async def log_likelihood(call: Call) -> Response:
 async def encode(call: Call) -> Response:
     """Latent code of each input, a vector that is N(0, I) under the model, and its log-likelihood."""
     model, options, rows = await _read_rows(call, EncodeOptions, "inputs")
-    answer_format = choose_format(call.header("accept"), options.format, ("json", "npy", "arrow"))
+    answer_format = choose_format(call.header("accept"), options.format, formats_of_arrays())
     latents, log_prob = await call.flows.encode(call.budget, model, rows, options.reproducible)
     return await answer(
         call, answer_format, model.manifest, {"latents": latents, "log_likelihood": log_prob}, "latents"

@@ -23,7 +23,7 @@ from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from common.cli import INTERRUPTED, WRONG_USE, Parser, listing, note, run_command
+from common.cli import DONE, INTERRUPTED, WRONG_USE, Parser, listing, note, run_command
 from common.errors import line_of
 from service import ray_environment
 from service.app import create_app
@@ -194,7 +194,7 @@ def parser() -> Parser:
             "python -m service.ray_app --max-replicas 2",
             "python -m service.ray_app --address auto --min-replicas 2 --max-replicas 16 --num-gpus 0.25",
         ],
-        codes=(0, WRONG_USE, INTERRUPTED),
+        codes=(DONE, WRONG_USE, INTERRUPTED),
     )
     parser.add_argument("--models", type=Path, nargs="+", metavar="DIR_OR_FILE", help="as of python -m service")
     parser.add_argument("--host", help="address that every node listens on (GLOW_HOST; default: 127.0.0.1)")

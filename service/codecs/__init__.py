@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+MAX_DIMS = 4  # of an array in a body: (B, C, H, W)
 ANY_BINARY = "application/octet-stream"  # what clients name that know no other type than this and JSON
 _MAGIC = {
     b"\x93NUMPY": "application/x-npy",

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import orjson
 import simdjson
 
+from service.codecs import MAX_DIMS
 from service.errors import BadRequest, TooLarge, Unprocessable
 
 MEDIA_TYPE = "application/json"
-_MAX_DIMS = 4  # (B, C, H, W)
 _OTHER_VALUES = 2**16  # beside those of rows
 _HOLE = "\0"  # stands for the rows where the rest is parsed; see _split
 
@@ -84,8 +84,8 @@ def read_numbers(value: object, name: str, whole: npt.DTypeLike = np.float64) ->
                 f"{name} is ragged: {_path(name, first, shape)} is a list of {lengths[first]}, "
                 f"but {_path(name, 0, shape)} is a list of {lengths[0]}"
             )
-        if len(shape) == _MAX_DIMS:
-            raise Unprocessable(f"{name} is nested too deeply; {_MAX_DIMS} levels of lists are the most")
+        if len(shape) == MAX_DIMS:
+            raise Unprocessable(f"{name} is nested too deeply; {MAX_DIMS} levels of lists are the most")
         shape.append(lengths[0])
         level = list(chain.from_iterable(level))
     types = set(map(type, level))
@@ -152,7 +152,7 @@ def measure(array: simdjson.Array) -> tuple[list[int], int] | None:
     shape: list[int] = []
     level: list[Any] = [array]
     num_lists = 0
-    while len(shape) < _MAX_DIMS:
+    while len(shape) < MAX_DIMS:
         lengths = set(map(len, level))
         if len(lengths) > 1:
             return None

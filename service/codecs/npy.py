@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from service.codecs import MAX_DIMS
 from service.errors import BadRequest
 
 MEDIA_TYPE = "application/x-npy"
 _MAX_HEADER_BYTES = 4096
-_MAX_DIMS = 4  # (B, C, H, W)
 
 
 def read(body: bytes | bytearray, check_rows: Callable[[int], None] | None = None) -> npt.NDArray[Any]:
@@ -34,8 +34,8 @@ def read(body: bytes | bytearray, check_rows: Callable[[int], None] | None = Non
         raise BadRequest("the body is not a NumPy file of version 1 or 2") from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise BadRequest("the array must hold real numbers of at most 8 bytes")
-    if len(shape) > _MAX_DIMS or not all(type(size) is int and 0 <= size <= len(body) for size in shape):
-        raise BadRequest(f"the array's shape must be at most {_MAX_DIMS} sizes, none larger than the body")
+    if len(shape) > MAX_DIMS or not all(type(size) is int and 0 <= size <= len(body) for size in shape):
+        raise BadRequest(f"the array's shape must be at most {MAX_DIMS} sizes, none larger than the body")
     if check_rows is not None and shape:
         check_rows(shape[0])
     actual = len(body) - stream.tell()

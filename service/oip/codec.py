@@ -16,15 +16,15 @@ import numpy.typing as npt
 import orjson
 import simdjson
 
-from service.codecs import json_body
+from service.codecs import MAX_DIMS, json_body
 from service.errors import BadRequest, Unprocessable
+from service.headers import JSON_SIZE
 from service.oip.tensors import DATATYPES, datatype_of
 
 Array = npt.NDArray[Any]
 Body = bytes | bytearray
 
 MAX_ENTRIES = 16  # inputs, outputs and parameters, of each
-_MAX_DIMS = 4  # (B, C, H, W)
 MAX_NAME, MAX_ID = 100, 256  # characters
 CONTENT_TYPE = "content_type"  # by which KServe's other servers tell arrays from texts; there are arrays alone here
 # Parameters that the protocol keeps for itself; those that are no business of a model without a state are ignored.
@@ -96,7 +96,7 @@ def read(body: Body, json_size: int | None, check_rows: Callable[[int], None]) -
         if start + size > len(body):
             raise BadRequest(
                 f"input {name!r} has {size} bytes, but {len(body) - start} are left behind the JSON, whose size "
-                "Inference-Header-Content-Length tells"
+                f"{JSON_SIZE.title()} tells"
             )
         request.inputs[name] = _from_bytes(body, tensor.dtype, tensor.shape, start)
         start += size
@@ -287,8 +287,8 @@ def _shape(tensor: dict[str, Any], name: str) -> list[int]:
     shape = tensor.get("shape")
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise Unprocessable(f"shape of input {name!r} must be a list of whole numbers")
-    if not 1 <= len(shape) <= _MAX_DIMS:
-        raise Unprocessable(f"shape of input {name!r} must have 1 to {_MAX_DIMS} sizes, got {len(shape)}")
+    if not 1 <= len(shape) <= MAX_DIMS:
+        raise Unprocessable(f"shape of input {name!r} must have 1 to {MAX_DIMS} sizes, got {len(shape)}")
     if 0 in shape:
         raise Unprocessable(f"input {name!r} of shape {shape} is empty; at least one row is needed")
     return shape

@@ -105,10 +105,10 @@ def _json_size(call: Call) -> int | None:
     if not text and headers.JSON_SIZE not in call.headers:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) <= 18):
-        raise BadRequest(f"Inference-Header-Content-Length is {text[:100]!r}; it must be a whole number of bytes")
+        raise BadRequest(f"{headers.JSON_SIZE.title()} is {text[:100]!r}; it must be a whole number of bytes")
     size = int(text)
     if size == 0 and call.header("content-type") and call.media_type == json_body.MEDIA_TYPE:
-        raise BadRequest("Inference-Header-Content-Length is 0, but Content-Type says that the body is JSON")
+        raise BadRequest(f"{headers.JSON_SIZE.title()} is 0, but Content-Type says that the body is JSON")
     return size
 
 

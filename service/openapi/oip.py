@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from service import errors
-from service.codecs import json_body
-from service.headers import LEVELS
+from service.codecs import MAX_DIMS, json_body
+from service.headers import JSON_SIZE, LEVELS
 from service.oip import codec, tensors
+from service.oip.models import PLATFORM
 from service.openapi.parts import (
     BINARY,
     MODEL_ERRORS,
     NUMBERS,
     READY_ERRORS,
+    VERSION_TEXT,
     Route,
     Schema,
     Tag,
@@ -28,6 +31,7 @@ from service.options import SampleOptions, ScoreOptions
 _MODEL = "breast-cancer"
 _VERSION = "0123456789ab"
 _TEXT: Schema = {"type": "string"}
+_JSON_SIZE = JSON_SIZE.title()
 _NAME: Schema = {**_TEXT, "minLength": 1, "maxLength": codec.MAX_NAME}
 _TRUE: Schema = {"type": "boolean", "const": True}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
@@ -39,7 +43,7 @@ def _path_parameter(name: str, text: str) -> Schema:
 
 
 _OF_MODEL = [_path_parameter("name", "An artifact's name, or that with `.encode`, `.decode` or `.sample`.")]
-_OF_VERSION = [*_OF_MODEL, _path_parameter("version", "First 12 hex digits of the flow's digest.")]
+_OF_VERSION = [*_OF_MODEL, _path_parameter("version", VERSION_TEXT)]
 _OPTIONS = {**members_of(ScoreOptions), **members_of(SampleOptions)}
 _PARAMETERS: Schema = {
     "type": "object",
@@ -70,7 +74,7 @@ _REQUEST_TENSOR: Schema = {
     "properties": {
         "name": _NAME,
         "datatype": _DATATYPE,
-        "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": 4},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1, "maxItems": MAX_DIMS},
         "data": {
             "type": "array",
             "items": {},
@@ -153,13 +157,13 @@ _BINARY: dict[str, Any] = {
     tensors.MEDIA_TYPE: {
         "schema": {
             **BINARY,
-            "description": "The JSON, Inference-Header-Content-Length bytes of it, and behind it the binary tensors in "
+            "description": f"The JSON, {_JSON_SIZE} bytes of it, and behind it the binary tensors in "
             "the order of the JSON: little-endian, row-major, without padding.",
         }
     }
 }
 _SIZE: Schema = {
-    "name": "Inference-Header-Content-Length",
+    "name": _JSON_SIZE,
     "in": "header",
     "required": False,
     "description": "Bytes of JSON where binary tensors follow; 0 for a body that is one tensor and no JSON.",
@@ -186,7 +190,7 @@ INFER, INFER_VERSION = (
 SERVER = route(
     Tag.PROTOCOL,
     json_content(
-        {"name": "glow-service", "version": "0.1.0", "extensions": ["binary_tensor_data"]},
+        {"name": "glow-service", "version": version("glow-service"), "extensions": ["binary_tensor_data"]},
         component(
             "ServerMetadata",
             object_schema(
@@ -242,7 +246,7 @@ METADATA, METADATA_VERSION = _of_model(
     {
         "name": _MODEL,
         "versions": [_VERSION],
-        "platform": "pytorch_torchscript",
+        "platform": PLATFORM,
         "inputs": [{"name": "x", "datatype": "FP64", "shape": [-1, 30]}],
         "outputs": [{"name": "log_likelihood", "datatype": "FP64", "shape": [-1]}],
     },
@@ -271,7 +275,7 @@ CONFIG, CONFIG_VERSION = _of_model(
     "ModelConfig",
     {
         "name": _MODEL,
-        "platform": "pytorch_torchscript",
+        "platform": PLATFORM,
         "max_batch_size": 4096,
         "input": [{"name": "x", "data_type": "TYPE_FP64", "dims": [30]}],
         "output": [{"name": "log_likelihood", "data_type": "TYPE_FP64", "dims": []}],

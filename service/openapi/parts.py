@@ -32,6 +32,7 @@ ARRAYS: Schema = {"type": "array", "items": {"type": "array", "items": {}}}  # o
 SCHEMAS: dict[str, Schema] = {}  # the components of the document, by name
 _COMPONENT = "#/components/schemas/{model}"
 _SCORE_NAMES = "^(all|({0})(,({0}))*)$".format("|".join(get_args(ScoreName)))
+VERSION_TEXT = "First 12 hex digits of the flow's digest."
 _ENUMS = {
     get_args(kind): name
     for name, kind in (
@@ -131,7 +132,7 @@ def answer_json(
     """JSON of an answer of a model, the model's name and version among the members."""
     names = {
         "model": {"type": "string"},
-        "version": {"type": "string", "description": "First 12 hex digits of the flow's digest."},
+        "version": {"type": "string", "description": VERSION_TEXT},
     }
     schema = component(name, object_schema({**names, **properties}, [*names, *required]))
     return json_content({"model": "fashion-mnist", "version": "0123456789ab", **example}, schema)

@@ -20,6 +20,7 @@ from service.openapi.parts import (
     MODEL_ERRORS,
     NUMBERS,
     READY_ERRORS,
+    VERSION_TEXT,
     Schema,
     Tag,
     answer_json,
@@ -178,7 +179,7 @@ _STATUS = json_content({"status": "ok"}, component("Status", object_schema({"sta
 _SUMMARY = {"name": "fashion-mnist", "version": "0123456789ab", "kind": "image", "shape": [1, 28, 28]}
 _SUMMARY_MEMBERS: dict[str, Schema] = {
     "name": {"type": "string"},
-    "version": {"type": "string", "description": "First 12 hex digits of the flow's digest."},
+    "version": {"type": "string", "description": VERSION_TEXT},
     "description": {"type": "string"},
     "kind": component("Kind", {"type": "string", "enum": ["image", "vector"]}),
     "shape": {"type": "array", "items": {"type": "integer"}},

@@ -18,6 +18,7 @@ from service.catalog import open_catalog
 from service.client import GlowClient, GlowError, InvalidRequest, NotFound
 from service.engine import Engine, choose_device
 from service.files import RowFile
+from service.files.row_file import BATCH_ROWS
 from service.flows import default_alpha
 from service.machine import available_cpus
 from service.options import score_names
@@ -123,7 +124,7 @@ class ServiceTarget(Target):
     ) -> None:
         self.concurrency = concurrency
         try:
-            self._client = GlowClient(url, timeout=patience_s, retries=None, concurrency=1, max_rows=2**14)
+            self._client = GlowClient(url, timeout=patience_s, retries=None, concurrency=1, max_rows=BATCH_ROWS)
         except InvalidRequest as error:
             raise TargetError(str(error)) from error
         try:
