@@ -135,7 +135,7 @@ async def list_models(request: Request) -> Response:
     catalog = flows.catalog
     summary = [
         {
-            **_public(flows, model.manifest, _SUMMARY_FIELDS),
+            **_public(flows, model.manifest, routes.SUMMARY),
             "digest": model.digest,
             "answers_for_name": catalog.answers_for_name(model),
         }
@@ -150,7 +150,7 @@ async def get_model(request: Request, name: str) -> Response:
     flows = flows_of(request)
     model = flows.find(name)
     about = {"digest": model.digest, "versions": [one.version for one in flows.catalog.versions(model.name)]}
-    return json_answer({**_public(flows, model.manifest, _PUBLIC_FIELDS), **about})
+    return json_answer({**_public(flows, model.manifest, routes.PUBLIC), **about})
 
 
 @router.get("/models/{name}/example", **routes.EXAMPLE)
@@ -230,25 +230,11 @@ _DOCS_PAGE = (Path(__file__).parent / "openapi" / "docs.html").read_text(encodin
 _SCRIPT = _DOCS_PAGE.partition("<script>")[2].partition("</script>")[0]
 _SCRIPT_DIGEST = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
 _DOCS_POLICY = _PAGE_POLICY.format(scripts=f" 'sha256-{_SCRIPT_DIGEST}'", styles=" 'unsafe-inline'")
-_SUMMARY_FIELDS = ("name", "version", "description", "kind", "shape")
-_PUBLIC_FIELDS = (
-    *_SUMMARY_FIELDS,
-    "columns",
-    "value_range",
-    "latent_layout",
-    "statistics",
-    "temperature",
-    "recipe",
-    "data_digest",
-    "test",
-    "torch_version",
-    "licence",
-)
 
 
 def _public(flows: Flows, manifest: Manifest, fields: tuple[str, ...]) -> dict[str, Any]:
     values = manifest.model_dump(mode="json", include=set(fields), exclude_none=True)
-    if fields is not _PUBLIC_FIELDS:
+    if fields is not routes.PUBLIC:
         return values
     scoring, calibration = manifest.scoring, manifest.calibration
     values["scoring"] = {

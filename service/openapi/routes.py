@@ -6,10 +6,13 @@ and its options are taken from service.options, which is also what validates the
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import create_model
+
 from service import drift, errors
-from service.artifact.manifest import TestResult
+from service.artifact import Manifest, TestResult
 from service.codecs import arrow, image, json_body, npy
-from service.columns import Column
 from service.openapi.parts import (
     ARRAYS,
     BINARY,
@@ -177,14 +180,39 @@ _SUMMARY_OF_SCORES = ("lowest", "highest", "mean", "std")
 _OK: Schema = {"type": "string", "const": "ok"}
 _STATUS = json_content({"status": "ok"}, component("Status", object_schema({"status": _OK}, ["status"])))
 _SUMMARY = {"name": "fashion-mnist", "version": "0123456789ab", "kind": "image", "shape": [1, 28, 28]}
-_SUMMARY_MEMBERS: dict[str, Schema] = {
-    "name": {"type": "string"},
+SUMMARY = ("name", "version", "description", "kind", "shape")  # members of the manifest, as they stand there
+PUBLIC = (
+    *SUMMARY,
+    "columns",
+    "value_range",
+    "latent_layout",
+    "statistics",
+    "temperature",
+    "recipe",
+    "data_digest",
+    "test",
+    "torch_version",
+    "licence",
+)
+_ANNOTATIONS: dict[str, Any] = {name: Manifest.model_fields[name].annotation for name in PUBLIC}
+_PUBLIC_MEMBERS: dict[str, Schema] = {
+    **members_of(create_model("Public", **_ANNOTATIONS)),
     "version": {"type": "string", "description": VERSION_TEXT},
-    "description": {"type": "string"},
     "kind": component("Kind", {"type": "string", "enum": ["image", "vector"]}),
-    "shape": {"type": "array", "items": {"type": "integer"}},
     "digest": {"type": "string", "description": "SHA-256 of the file."},
+    "test": component_of(TestResult),
 }
+for _name, _text in {
+    "columns": "Of a table.",
+    "latent_layout": "Where the part of each level lies in a latent code.",
+    "statistics": "What a pass tells of a row.",
+    "temperature": "Of samples, where a request does not say.",
+    "recipe": "What it was trained by.",
+    "data_digest": "Of the rows that it was fitted to.",
+    "licence": "Of the data.",
+}.items():
+    _PUBLIC_MEMBERS[_name] = {**_PUBLIC_MEMBERS[_name], "description": _text}
+_SUMMARY_MEMBERS = {name: _PUBLIC_MEMBERS[name] for name in (*SUMMARY, "digest")}
 _SCORING = object_schema(
     {
         "default": {"type": "string", "description": "The score that /log-likelihood answers as `score`."},
@@ -216,13 +244,12 @@ _CALIBRATION = object_schema(
 _MANIFEST: Schema = {
     "type": "object",
     "properties": {
-        **_SUMMARY_MEMBERS,
+        **_PUBLIC_MEMBERS,
         "versions": {
             "type": "array",
             "items": {"type": "string"},
             "description": "All that are served, the one that the name alone means first.",
         },
-        "columns": {"type": "array", "items": component_of(Column), "description": "Of a table."},
         "value_range": {
             "type": "array",
             "items": {"type": "number"},
@@ -230,7 +257,6 @@ _MANIFEST: Schema = {
         },
         "scoring": component("Scoring", _SCORING),
         "calibration": component("Calibration", _CALIBRATION),
-        "test": component_of(TestResult),
     },
     "required": list(_SUMMARY),
 }

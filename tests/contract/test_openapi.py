@@ -79,6 +79,18 @@ async def test_every_route_describes_its_answer_and_its_errors(document: dict[st
                 validate(response["content"][JSON]["example"], schema, document)
 
 
+async def test_nothing_is_told_of_a_model_that_the_document_has_not(
+    client: httpx.AsyncClient, document: dict[str, Any]
+) -> None:
+    schemas = document["components"]["schemas"]
+    for summary in (await client.get("/models")).json()["models"]:
+        about = (await client.get(f"/models/{summary['name']}")).json()
+        for told, schema in ((summary, schemas["ModelSummary"]), (about, schemas["Manifest"])):
+            validate(told, schema, document)
+            assert told.keys() <= schema["properties"].keys()
+            assert told.keys() >= set(schema["required"])
+
+
 async def test_every_example_gets_the_documented_answer(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
     num_sent = 0
     for path, method, operation in operations(document):
