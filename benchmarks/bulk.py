@@ -26,9 +26,9 @@ from pyarrow import parquet
 
 from benchmarks.arguments import at_least
 from common.cli import Parser, run_command
+from common.machine import available_cpus, processor
 from service.catalog import warm_catalog
 from service.engine import Model
-from service.machine import available_cpus, processor
 from service.ray_environment import FAIR
 from service.settings import EMBEDDED_ARTIFACTS, Settings
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.cli import note
+from common.machine import available_cpus, processor
 from model.checkpoint import load_checkpoint
 from model.columns import TAIL, treatment
 from model.evaluate import BATCH, batches, log_prob, noisy, noisy_batches
@@ -118,21 +116,14 @@ def _facts(trainer: Trainer, splits: Splits) -> dict[str, Any]:
         "rows_per_s": round(trainer.step * trainer.recipe.training.batch_size / max(trainer.seconds, 1e-9), 1),
         "hardware": {
             "device": str(trainer.device),
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
+            "cpu": processor(),
+            "cores": available_cpus(),
             "threads": torch.get_num_threads(),
             "processes": trainer.processes.size,
         },
         "torch_version": torch.__version__,
         "history": [{name: _finite(value) for name, value in entry.items()} for entry in trainer.history],
     }
-
-
-def _cpu() -> str:
-    """Name of the processor, as far as the system tells it."""
-    information = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", information.read_text() if information.exists() else "", re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 @torch.inference_mode()

@@ -7,12 +7,10 @@ takes exactly the steps that an uninterrupted one would have taken.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import math
 import shlex
 import signal
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -34,6 +32,7 @@ from common.cli import (
     tell,
 )
 from common.errors import UsageError
+from common.machine import keep_freed_memory
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from model.cli import add_recipe
 from model.distributed import Processes, join, may_restart
@@ -46,6 +45,7 @@ from model.trainer import EVALUATION_SEED, Trainer, generator_of
 from service.artifact import Unit, as_published
 
 NUM_GRID_SAMPLES = 64
+_KEPT_BYTES = 2**31 - 1  # of what a step frees
 
 
 def train(trainer: Trainer, out: Path, progress: bool = True) -> bool:
@@ -267,7 +267,7 @@ def run(trainer: Trainer, splits: Splits, data_dir: Path, out: Path, again: str)
     Only the leading process comes back. The others end with it, and training that diverges ends all.
     """
     recipe, processes = trainer.recipe, trainer.processes
-    keep_freed_memory()
+    keep_freed_memory(_KEPT_BYTES)
     try:
         complete = train(trainer, out)
     except DivergedError as error:
@@ -320,18 +320,6 @@ def main(argv: list[str]) -> None:
     outcome, code = run(trainer, splits, args.data_dir, out, again)
     tell(outcome, args.json)
     processes.finish(code)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what tensors of a step free for those of the next, where it is glibc.
-
-    By default it returns large blocks to the system and gets them back page by page: a third of a step's time.
-    """
-    trim_threshold, mmap_threshold = -1, -3
-    with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(mmap_threshold, 2**25)
-        mallopt(trim_threshold, 2**31 - 1)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from service.machine import available_cpus, processor
+from common.machine import available_cpus, processor
 
 FIGURES = Path(__file__).with_name("figures")
 

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from common.machine import available_cpus, keep_freed_memory
 from service.artifact import Artifact, ArtifactError, Operation, check_golden
 from service.errors import OutOfMemory
-from service.machine import available_cpus, is_out_of_memory, keep_freed_memory
+from service.machine import is_out_of_memory
 from service.plans import Measured, Schedule, Steps, locked, warm_up
 from service.row_queue import Room
 from service.runner import CPU_FORMS, CUDA_FORMS, Form, Plan, Runner
@@ -26,6 +27,7 @@ Array = npt.NDArray[Any]
 # A forward pass of one fixed size and plan gives a row the same bits whatever its neighbours are.
 CANONICAL_ROWS = {"image": 16, "vector": 256}
 CANONICAL_FORMS: dict[str, tuple[Form, ...]] = {"cpu": ("packed", "channels_last", "frozen"), "cuda": ("frozen",)}
+KEPT_BYTES = 2**26  # of what a pass frees, by each thread
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class Engine:
         # Plans set their own, on the engine's thread. If this one had helpers as well, there would be more threads than
         # cores, and OpenMP would put them to sleep between any two operations: passes took up to four times as long.
         torch.set_num_threads(1)
-        keep_freed_memory()
+        keep_freed_memory(KEPT_BYTES)
         self.forms = choose_forms(settings.plan, self.device)
         self.num_out_of_memory = 0  # calls of models for which memory did not suffice
         self.measured = Measured(self.forms, self.threads, settings.max_batch_rows, settings.cache_dir)

@@ -7,14 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from service.machine import (
-    available_bytes,
-    available_cpus,
-    is_out_of_memory,
-    keep_freed_memory,
-    peak_bytes,
-    reset_peak,
-)
+from common.machine import available_cpus, keep_freed_memory
+from service.engine import KEPT_BYTES
+from service.machine import available_bytes, is_out_of_memory, peak_bytes, reset_peak
 
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 CPU = torch.device("cpu")
@@ -118,7 +113,7 @@ def test_the_peak_of_memory_grows_with_what_is_used() -> None:
 
 
 def test_what_is_kept_of_freed_memory_counts_again_when_it_is_used() -> None:
-    keep_freed_memory()
+    keep_freed_memory(KEPT_BYTES)
     for _ in range(2):
         before = reset_peak(CPU)
         if not before:

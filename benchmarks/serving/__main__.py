@@ -27,7 +27,7 @@ from benchmarks.serving.servers import CACHE, REQUIREMENTS, Running, Server, glo
 from benchmarks.serving.wrk import drive, require_wrk
 from common.cli import Parser, run_command
 from common.errors import UsageError
-from service.machine import processor
+from common.machine import processor
 from service.settings import EMBEDDED_ARTIFACTS
 
 ARTIFACT = EMBEDDED_ARTIFACTS / "breast-cancer.pt"

@@ -13,7 +13,7 @@ from benchmarks.why_a_flow.learning import BATCH_SIZE
 from benchmarks.why_a_flow.measure import DRAWS, NUM_HALVINGS, TIMED_IMAGES, Run
 from benchmarks.why_a_flow.two_sample import BANDWIDTH_FACTORS
 from benchmarks.why_a_flow.vae import LATENT
-from service.machine import processor
+from common.machine import processor
 
 COLUMNS = (
     "model",

@@ -31,9 +31,9 @@ import pyarrow as pa
 
 from common.cli import explanation
 from common.errors import Explained, UsageError
+from common.machine import available_cpus
 from service import ray_environment
 from service.files import RowFile, describe
-from service.machine import available_cpus
 from service.score.results import Result, results_of
 from service.score.targets import EngineTarget
 from service.settings import Settings, settings_for

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from common.errors import UsageError
+from common.machine import available_cpus
 from service.artifact import Signature
 from service.catalog import open_catalog
 from service.client import GlowClient, GlowError, InvalidRequest, NotFound
@@ -20,7 +21,6 @@ from service.engine import Engine, choose_device
 from service.files import RowFile
 from service.files.row_file import BATCH_ROWS
 from service.flows import default_alpha
-from service.machine import available_cpus
 from service.options import score_names
 from service.score.results import Result, results_of
 from service.scorer import chosen_scores, score_pass, scoring_key, unpack
