@@ -12,9 +12,8 @@ NumPy arrays in and out). Beside it:
 from __future__ import annotations
 
 import statistics
-import subprocess
-import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +23,11 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.serving.bodies import table_rows, write_body
+from benchmarks.serving.servers import glow, running
 from benchmarks.timing import Run, interleaved_processes
 from common.cli import Parser, run_command
+from common.machine import processor
 from model.data import Array, Dataset, unnamed_columns
 from model.export import export
 from model.fold import fold
@@ -34,7 +36,6 @@ from model.recipe import Splits, parse_recipe
 from model.trainer import Trainer
 from service.artifact import Manifest, compile_module, open_artifact
 from service.catalog import warm_catalog
-from service.machine import processor
 from service.settings import EMBEDDED_ARTIFACTS, Settings
 
 IMAGES = "fashion-mnist"
@@ -122,25 +123,12 @@ def matrix_products() -> Run:
     return run
 
 
-def seconds_to_ready(cache: Path) -> float:
-    """Seconds from the start of the service's process to its first answer from /readyz."""
-    code = (
-        "import socket, subprocess, sys, time, httpx\n"
-        "with socket.create_server(('127.0.0.1', 0)) as free: port = free.getsockname()[1]\n"
-        "started = time.monotonic()\n"
-        "server = subprocess.Popen([sys.executable, '-W', 'ignore', '-m', 'service', '--port', str(port)],"
-        " stderr=subprocess.DEVNULL)\n"
-        "while server.poll() is None and time.monotonic() < started + 120:\n"
-        "    try:\n"
-        "        if httpx.get(f'http://127.0.0.1:{port}/readyz', trust_env=False).status_code == 200: break\n"
-        "    except httpx.TransportError: pass\n"
-        "    time.sleep(0.02)\n"
-        "print(time.monotonic() - started if server.poll() is None else float('nan'))\n"
-        "server.terminate(); server.wait()\n"
-    )
-    environment = {"GLOW_CACHE_DIR": str(cache), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    return float(done.stdout)
+def seconds_to_ready(folder: Path) -> float:
+    """Seconds from the start of the service's process to its first answer."""
+    body = write_body(folder, table_rows(EMBEDDED_ARTIFACTS / f"{TABLE}.pt", 1), "json", model=TABLE)
+    started = time.monotonic()
+    with running(glow(EMBEDDED_ARTIFACTS, cache_dir=folder / "cache"), body):
+        return time.monotonic() - started
 
 
 def of_engine(table: Path) -> dict[str, Run]:
@@ -188,7 +176,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         table = table_artifact(Path(folder))
         seconds = interleaved_processes([partial(of_engine, table), of_script, of_machine])
-        starts = [seconds_to_ready(Path(folder) / "cache") for _ in range(4)]
+        starts = [seconds_to_ready(Path(folder)) for _ in range(4)]
     flop = {name: 2 * BATCH * 14 * 14 * channels**2 * 9 for name, (channels, _) in PEAKS.items()}
     peak = max(flop[name] / seconds[name] for name in flop)
     manifest = open_artifact(EMBEDDED_ARTIFACTS / f"{IMAGES}.pt").manifest

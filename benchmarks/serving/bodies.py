@@ -28,17 +28,17 @@ def table_rows(artifact: Path, num_rows: int) -> Array:
     return np.array([[float(f"{value:.{DIGITS}g}") for value in row] for row in moved])
 
 
-def encoded(rows: Array, media: Media) -> bytes:
-    """One request body."""
+def encoded(rows: Array, media: Media, **options: object) -> bytes:
+    """One request body, in JSON with options of the route."""
     if media == "json":
-        return orjson.dumps({"inputs": rows.tolist()})
+        return orjson.dumps({"inputs": rows.tolist(), **options})
     buffer = io.BytesIO()
     np.save(buffer, rows)
     return buffer.getvalue()
 
 
-def write_body(folder: Path, rows: Array, media: Media) -> Path:
+def write_body(folder: Path, rows: Array, media: Media, **options: object) -> Path:
     """Write a body to a file of its own."""
     path = folder / f"{len(rows)}-{rows.dtype}.{media}"
-    path.write_bytes(encoded(rows, media))
+    path.write_bytes(encoded(rows, media, **options))
     return path

@@ -136,7 +136,7 @@ def _answers(process: subprocess.Popen[bytes], url: str, body: bytes, media_type
                     return True
             except httpx.TransportError:
                 pass
-            time.sleep(0.1)
+            time.sleep(0.02)
     return False
 
 
