@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import logging
 import os
 import select
@@ -32,6 +31,8 @@ from service.artifact import ArtifactError
 from service.errors import Unavailable
 from service.settings import Settings
 from tests.conftest import client_of, tiny_recipe, tiny_table, train_and_export, with_training
+from tests.contract.figures import eventually
+from tests.keys import entry, key
 from tests.test_server import free_port, server, start, wait_for_workers, wait_until_ready
 from tests.wire import TABLE
 
@@ -149,11 +150,11 @@ def test_a_hangup_exchanges_the_models_of_a_server_under_load(
             train_and_export(with_training(tiny_recipe(TABLE), steps=15), tiny_table(), tmp_path / "new.pt")
             (tmp_path / "new.pt").replace(path)
             process.send_signal(signal.SIGHUP)
-            for _ in range(300):
-                versions = {httpx.get(f"{url}/models").json()["models"][0]["version"] for _ in range(8)}
-                if before not in versions:
-                    break
-                time.sleep(0.1)
+            versions = eventually(
+                lambda: {httpx.get(f"{url}/models").json()["models"][0]["version"] for _ in range(8)},
+                lambda versions: before not in versions,
+                30,
+            )
             time.sleep(0.3)
         assert len(seen) == 2, seen
         assert before in seen
@@ -163,24 +164,22 @@ def test_a_hangup_exchanges_the_models_of_a_server_under_load(
 def test_workers_reload_together_before_the_answer(models_dir: Path, tmp_path: Path, monkeypatch: Any) -> None:
     path, keys = tmp_path / f"{TABLE}.pt", tmp_path / "keys.toml"
     shutil.copy(models_dir / f"{TABLE}.pt", path)
-    digest = hashlib.sha256(b"secret").hexdigest()
-    keys.write_text(f'[[keys]]\nid = "ops"\nsha256 = "{digest}"\nscopes = ["admin", "infer"]\n')
+    keys.write_text(entry("ops", ["admin", "infer"]))
     monkeypatch.setenv("GLOW_API_KEYS_FILE", str(keys))
-    key = {"x-api-key": "secret"}
     with server("--models", path, "--workers", 2) as (url, process):
         wait_for_workers(process.pid)
         train_and_export(with_training(tiny_recipe(TABLE), steps=15), tiny_table(), tmp_path / "new.pt")
         (tmp_path / "new.pt").replace(path)
-        for _ in range(100):  # until both listen
-            answer = httpx.post(f"{url}/admin/reload", headers=key, timeout=60).json()
-            if answer["workers"] == 2:
-                break
-        assert answer["workers"] == 2
+        answer = eventually(
+            lambda: httpx.post(f"{url}/admin/reload", headers=key("ops"), timeout=60).json(),
+            lambda answer: answer["workers"] == 2,  # when both listen
+            30,
+        )
         (new,) = {reference.partition("@")[2] for reference in answer["models"]}
         for _ in range(20):  # a connection each, so that both are asked
-            assert httpx.get(f"{url}/models", headers=key).json()["models"][0]["version"] == new
+            assert httpx.get(f"{url}/models", headers=key("ops")).json()["models"][0]["version"] == new
         path.write_bytes(b"broken")
-        refused = httpx.post(f"{url}/admin/reload", headers=key, timeout=60)
+        refused = httpx.post(f"{url}/admin/reload", headers=key("ops"), timeout=60)
         assert (refused.status_code, refused.json()["code"]) == (409, "reload_refused")
 
 
@@ -328,11 +327,7 @@ def test_a_signal_that_comes_early_is_not_lost(models_dir: Path, tmp_path: Path)
         shutil.copy(models_dir / "tiny-mixed.pt", tmp_path)
         process.send_signal(signal.SIGHUP)
         wait_until_ready(url, process)
-        for _ in range(300):
-            if len(httpx.get(f"{url}/models").json()["models"]) == 2:
-                break
-            time.sleep(0.1)
-        assert len(httpx.get(f"{url}/models").json()["models"]) == 2
+        eventually(lambda: httpx.get(f"{url}/models").json()["models"], lambda models: len(models) == 2, 30)
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)

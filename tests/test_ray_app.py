@@ -1,6 +1,5 @@
 """On Ray Serve: what replicas promise together, and what becomes of requests when they come and go."""
 
-import hashlib
 import os
 import re
 import shutil
@@ -25,6 +24,8 @@ from service.client import GlowClient, GlowError
 from service.ray_environment import SERVING
 from service.settings import Settings, SettingsError
 from tests.conftest import tiny_recipe, tiny_table, train_and_export, with_training
+from tests.contract.figures import eventually
+from tests.keys import entry, key, secret_of
 from tests.test_server import ROOT, free_port
 from tests.wire import TABLE
 
@@ -34,8 +35,9 @@ from ray.serve.context import _get_global_client  # noqa: E402 (ray may not be t
 
 from service.ray_app import APPLICATION, Options, application, build, main, running  # noqa: E402 (ray may not be there)
 
-KEY = {"x-api-key": "secret"}
+SECRET, KEY = secret_of("ops"), key("ops")
 ROWS = np.array([[0.1, 1000.0, 3], [-1.0, 950.0, 0], [2.0, 1100.0, 9]])
+PATIENCE_S = 120.0  # with Ray, which has much to start
 PORT = free_port()  # Ray keeps its proxies, and so their port, for as long as it runs
 
 
@@ -55,8 +57,7 @@ def settings(models_dir: Path, tmp_path: Path) -> Settings:
     models, keys = tmp_path / "models", tmp_path / "keys.toml"
     models.mkdir()
     shutil.copy(models_dir / f"{TABLE}.pt", models)
-    digest = hashlib.sha256(KEY["x-api-key"].encode()).hexdigest()
-    keys.write_text(f'[[keys]]\nid = "ops"\nsha256 = "{digest}"\nscopes = ["admin", "infer", "metrics"]\n')
+    keys.write_text(entry("ops", ["admin", "infer", "metrics"]))
     return Settings(models=[models], port=PORT, device="cpu", api_keys_file=keys, cache_dir=tmp_path, deadline_s=20)
 
 
@@ -75,7 +76,7 @@ def load(url: str, num_callers: int = 4) -> Iterator[Counter[str]]:
         return client.log_likelihood(ROWS).log_likelihood
 
     def ask() -> Caller:
-        with GlowClient(url, api_key="secret", timeout=60) as client:
+        with GlowClient(url, api_key=SECRET, timeout=60) as client:
             while True:
                 yield
                 try:
@@ -83,7 +84,7 @@ def load(url: str, num_callers: int = 4) -> Iterator[Counter[str]]:
                 except GlowError as error:
                     seen[repr(error)] += 1
 
-    with GlowClient(url, api_key="secret") as client:
+    with GlowClient(url, api_key=SECRET) as client:
         expected = told(client)
     with calling(*(ask() for _ in range(num_callers))):
         yield seen
@@ -97,17 +98,9 @@ def replicas() -> list[tuple[str, int]]:
     return [(replica["state"], replica.get("pid", 0)) for replica in deployment["replicas"]]
 
 
-def num_running() -> int:
-    """Replicas that run, if none comes or goes."""
-    states = [state for state, _ in replicas()]
-    return len(states) if set(states) == {"RUNNING"} else 0
-
-
-def wait_until(what: Callable[[], object], seconds: float = 90) -> None:
-    limit = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < limit
-        time.sleep(0.2)
+def all_run(there: list[tuple[str, int]], num: int) -> bool:
+    """Whether there are so many replicas, and none comes or goes."""
+    return [state for state, _ in there] == ["RUNNING"] * num
 
 
 def test_replicas_are_rays_and_not_workers(settings: Settings) -> None:
@@ -160,7 +153,7 @@ def test_a_replica_that_is_killed_fails_no_call_and_comes_back(settings: Setting
         time.sleep(1)
         killed = replicas()[0]
         os.kill(killed[1], signal.SIGKILL)
-        wait_until(lambda: killed not in replicas() and num_running() == 2)
+        eventually(replicas, lambda there: killed not in there and all_run(there, 2), PATIENCE_S)
         time.sleep(1)
     assert set(seen) == {"right"}, seen
 
@@ -170,11 +163,11 @@ def test_replicas_come_with_the_load_and_go_without_losing_a_request(settings: S
     options = Options(max_replicas=2, target_ongoing_requests=1, upscale_delay_s=0, downscale_delay_s=1)
     with running(options, settings) as url:
         with load(url) as seen:
-            wait_until(lambda: num_running() == 2)
+            eventually(replicas, lambda there: all_run(there, 2), PATIENCE_S)
         lost = Counter[str]()
-        with GlowClient(url, api_key="secret", retries=0) as client:  # some load goes on, and nobody asks again
+        with GlowClient(url, api_key=SECRET, retries=0) as client:  # some load goes on, and nobody asks again
             limit = time.monotonic() + 90
-            while num_running() != 1:
+            while not all_run(replicas(), 1):
                 assert time.monotonic() < limit
                 try:
                     client.log_likelihood(ROWS)
@@ -192,27 +185,24 @@ def test_a_replica_that_is_stuck_is_replaced(settings: Settings) -> None:
         ((_, stuck),) = replicas()
         os.kill(stuck, signal.SIGSTOP)
         try:
-            wait_until(lambda: num_running() == 1 and stuck not in [pid for _, pid in replicas()], 120)
+            eventually(replicas, lambda there: all_run(there, 1) and stuck not in dict(there).values(), PATIENCE_S)
         finally:
             with suppress(ProcessLookupError):
                 os.kill(stuck, signal.SIGCONT)
-        wait_until(lambda: httpx.get(f"{url}/readyz", timeout=5).status_code == 200)
+        eventually(lambda: httpx.get(f"{url}/readyz", timeout=5).status_code, lambda status: status == 200, PATIENCE_S)
 
 
 @on_ray
 def test_figures_reach_rays_own(settings: Settings) -> None:
-    with running(Options(), settings) as url, GlowClient(url, api_key="secret") as client:
+    with running(Options(), settings) as url, GlowClient(url, api_key=SECRET) as client:
         for _ in range(3):
             client.log_likelihood(ROWS)
         (port,) = {node["MetricsExportPort"] for node in ray.nodes()}
-        text = ""
-
-        def told() -> bool:
-            nonlocal text
-            text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=20).text
-            return bool(re.search(r"^ray_glow_rows_total\{.*\} 9", text, re.MULTILINE))
-
-        wait_until(told)
+        text = eventually(
+            lambda: httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=20).text,
+            lambda text: bool(re.search(r"^ray_glow_rows_total\{.*\} 9", text, re.MULTILINE)),
+            PATIENCE_S,
+        )
         for line in (
             rf'ray_glow_requests_total\{{.*model="{TABLE}".*status="200".*\}} 3',
             r'ray_glow_request_duration_seconds_bucket\{.*le="\+Inf".*\} 3',

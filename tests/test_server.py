@@ -15,14 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.serving.servers import free_port as free_port
+
 ROOT = Path(__file__).parents[1]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def start(*arguments: object, **environment: str) -> "subprocess.Popen[str]":

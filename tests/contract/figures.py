@@ -1,4 +1,4 @@
-"""Figures that a deployment tells a little later than it counts them."""
+"""What becomes true a little later, such as figures that a deployment tells after it counted them."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def eventually(read: Callable[[], T], holds: Callable[[T], bool], seconds: float = 3.0) -> T:
-    """What is read once it holds."""
+    """What is read once it holds. AssertionError, with what was read last, where it does not."""
     ends = time.monotonic() + seconds
     while not holds(value := read()):
         assert time.monotonic() < ends, value
