@@ -18,6 +18,8 @@ from pathlib import Path
 import httpx
 
 from benchmarks.serving import processes
+from service.access import SCOPES
+from service.keys import Outcome as Entry
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache"
@@ -62,7 +64,7 @@ def glow(artifact: Path, **settings: object) -> Server:
 def glow_with_keys(models: Path, keys: Path, **settings: object) -> Server:
     """The same, for callers with KEY alone, who may do everything; writes the file of keys."""
     digest = hashlib.sha256(KEY.encode()).hexdigest()
-    keys.write_text(f'[[keys]]\nid = "benchmark"\nsha256 = "{digest}"\nscopes = ["infer", "metrics", "admin"]\n')
+    keys.write_text(str(Entry("benchmark", digest, [*SCOPES], None, None, KEY)))
     return replace(glow(models, api_keys_file=keys, **settings), key=KEY)
 
 
