@@ -9,6 +9,8 @@ from pydantic import BaseModel
 from docs.extensions.routes import paths, section
 from model.glow import GlowConfig
 from model.recipe import ArtifactRecipe, DataRecipe, TrainingRecipe
+from service import errors
+from service.errors import ServiceError
 from service.scores import DEFINITIONS
 from service.settings import Settings
 from tests.pages import ROOT
@@ -69,3 +71,12 @@ def test_every_module_of_the_two_halves_has_its_place_on_the_map() -> None:
         inside = [path for path in (ROOT / half).iterdir() if path.name[0] not in "_."]
         there = [f"{half}/{path.name}{'/' * path.is_dir()}" for path in inside if path.is_dir() or path.suffix == ".py"]
         assert sorted(there) == sorted(name for name in named if name.startswith(f"{half}/")), half
+
+
+def test_every_error_is_in_the_tree_of_its_module() -> None:
+    """With its status, where it has another than the class above it."""
+    assert errors.__doc__ is not None
+    rows = re.findall(r"^[│ ]*[├└]── (\w+)(?: (\d+))?", errors.__doc__, re.MULTILINE)
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ServiceError)]
+    expected = [(kind.__name__, str(vars(kind).get("status", ""))) for kind in kinds if kind is not ServiceError]
+    assert sorted(rows) == sorted(expected)
