@@ -8,8 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import httpx
@@ -18,25 +18,39 @@ import pytest
 from benchmarks.serving.servers import free_port as free_port
 
 ROOT = Path(__file__).parents[1]
+COMMAND = (sys.executable, "-m", "service")
 
 
-def start(*arguments: object, **environment: str) -> "subprocess.Popen[str]":
+def start(
+    *arguments: object, command: Sequence[str] = COMMAND, log: Path | None = None, **environment: str
+) -> "subprocess.Popen[str]":
+    """A server that was started, by that command; what it tells, and what it wrote to standard output, goes to a log.
+
+    Without a log it goes to pipes, which hold only so much.
+    """
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "GLOW_THREADS": "1", "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(
-        [sys.executable, "-m", "service", *map(str, arguments)],
-        env=variables,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    with nullcontext(subprocess.PIPE) if log is None else log.open("ab") as told:
+        return subprocess.Popen(
+            [*command, *map(str, arguments)],
+            env=variables,
+            text=True,
+            stdout=told,
+            stderr=told,
+            start_new_session=True,
+        )
 
 
 @contextmanager
-def server(*arguments: object, **environment: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+def server(
+    *arguments: object,
+    port: int | None = None,
+    command: Sequence[str] = COMMAND,
+    log: Path | None = None,
+    **environment: str,
+) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     """A server that is ready, and its address."""
-    port = free_port()
-    process = start(*arguments, "--port", port, **environment)
+    port = port or free_port()
+    process = start(*arguments, "--port", port, command=command, log=log, **environment)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(url, process)
