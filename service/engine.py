@@ -135,6 +135,7 @@ class Model:
         """One operation over any number of rows: statistics -> ((B, S),), encode -> (z, log_prob), decode -> (x,).
 
         log_prob_map -> (map,), (B, H, W) of an image model, has no schedule of its own: it is always reproducible.
+        Raises RuntimeError where the program fails or answers numbers that are not finite.
         A pass that does not fit into memory is tried once more, in halves where the answer need not be reproducible.
         Raises OutOfMemory where that does not fit either; smaller requests are then still answered.
         """
@@ -183,6 +184,8 @@ class Model:
         for num_rows, plan in passes:
             part = rows[start : start + num_rows]
             outputs = self._runner.run(operation, plan, _filled_up(part, num_rows))
+            if not all(np.isfinite(output).all() for output in outputs):  # which JSON could not even say
+                raise RuntimeError(f"{operation} of {self.reference} answers numbers that are not finite")
             parts.append(tuple(output[: len(part)] for output in outputs))
             start += num_rows
         return parts[0] if len(parts) == 1 else tuple(np.concatenate(outputs) for outputs in zip(*parts, strict=True))

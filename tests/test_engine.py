@@ -178,6 +178,23 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(cramped: Catalog) -> No
         cramped.find("tiny-table").run("decode", np.zeros((2, 1), np.float32))
 
 
+@pytest.mark.parametrize("operation", ["statistics", "encode", "decode"])
+def test_numbers_that_are_not_finite_are_no_answer(
+    engine: Catalog, operation: Operation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = inputs(engine, "tiny-table", 5)
+    run = Runner.run
+
+    def damaged(*args: Any) -> Any:
+        outputs = run(*args)
+        outputs[-1][2] = np.nan
+        return outputs
+
+    monkeypatch.setattr(Runner, "run", damaged)
+    with pytest.raises(RuntimeError, match=rf"{operation} of tiny-table@\w+ answers numbers that are not finite"):
+        engine.find("tiny-table").run(operation, x.astype(np.float32) if operation == "decode" else x)
+
+
 async def test_a_lack_of_memory_is_a_503_and_then_the_service_goes_on(
     app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
