@@ -25,8 +25,8 @@ from service.artifact import open_artifact, within_tolerance
 from service.errors import ServiceError
 
 Array = npt.NDArray[Any]
-Encoding = Literal["json", "gzip", "npy", "oip"]
-ENCODINGS: tuple[Encoding, ...] = ("json", "gzip", "npy", "oip")
+Encoding = Literal["json", "gzip", "npy", "oip", "encode"]
+ENCODINGS: tuple[Encoding, ...] = ("json", "gzip", "npy", "oip", "encode")
 JSON = {"content-type": "application/json"}
 _SHOWN = 5  # faults that are told in words
 
@@ -100,7 +100,7 @@ class Rows:
             x = {"name": "x", "shape": rows.shape, "datatype": "FP64", "data": rows.ravel().tolist()}
             body = json.dumps({"inputs": [x], "outputs": [{"name": "log_likelihood"}]}).encode()
         else:
-            path = "/log-likelihood"
+            path = "/encode" if encoding == "encode" else "/log-likelihood"
             body = json.dumps({"model": self.model, "inputs": rows.tolist()}).encode()
             if encoding == "gzip":
                 body, headers = gzip.compress(body), {**JSON, "content-encoding": "gzip"}
@@ -109,7 +109,7 @@ class Rows:
     def asks(self, chance: random.Random, num: int = 40, codes: Collection[str] = (), most: int = 8) -> list[Ask]:
         """Requests for some random rows each, in all encodings."""
         draw = range(len(self.rows))
-        return [self.ask(ENCODINGS[i % 4], chance.sample(draw, chance.randint(1, most)), codes) for i in range(num)]
+        return [self.ask(ENCODINGS[i % len(ENCODINGS)], chance.sample(draw, chance.randint(1, most)), codes) for i in range(num)]
 
 
 @dataclass

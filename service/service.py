@@ -156,11 +156,11 @@ class Service:
         self._peers.announce("\n".join([self.access.fingerprint, *files]))
 
     def check_ready(self) -> None:
-        """Raise Unavailable unless every model is warm, the engine runs, and the end has not begun."""
+        """Raise Unavailable unless every model is warm, the engine makes progress, and the end has not begun."""
         if self.draining:
             raise Unavailable("the service is about to stop")
-        if self.flows.has_stopped:
-            raise Unavailable("the engine has stopped")
+        _ = self.flows
+        self.check_alive()
 
     def check_alive(self) -> None:
         """Raise Stuck where the engine has been at one pass for longer than ``stall_s``, or has ended by itself."""

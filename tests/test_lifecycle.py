@@ -245,9 +245,11 @@ async def test_an_engine_that_is_stuck_turns_liveness_red(
         stuck = await client.get("/livez")
         assert (stuck.status_code, stuck.json()["code"]) == (503, "stuck")
         assert app.state.service.is_stuck
+        assert (await client.get("/readyz")).status_code == 503
         free.set()
         assert (await waiting).status_code == 200
         assert (await client.get("/livez")).status_code == 200
+        assert (await client.get("/readyz")).status_code == 200
         await asyncio.sleep(0.3)  # idle for longer than that
         assert (await client.get("/livez")).status_code == 200
 
