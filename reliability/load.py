@@ -123,7 +123,7 @@ class Ledger:
     ended: int = 0  # the connection broke off
     lost: int = 0  # nothing came in the caller's patience
     unreached: int = 0  # nobody listened, so that nothing was sent
-    slowest_s: float = 0.0
+    seconds: list[float] = field(default_factory=list, repr=False)  # of each that was sent
     faults: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -134,11 +134,29 @@ class Ledger:
         """Requests that came to an answer of either kind."""
         return self.ok + self.wrong + self.refused.total()
 
+    @property
+    def slowest_s(self) -> float:
+        """Seconds of the slowest request."""
+        return max(self.seconds, default=0.0)
+
+    @property
+    def p99_ms(self) -> float:
+        """Milliseconds within which 99 % of the requests were over."""
+        return round(1e3 * float(np.quantile(self.seconds, 0.99)), 1)
+
+    def add(self, other: Ledger) -> None:
+        """Enter what another one holds."""
+        for name in ("sent", "ok", "wrong", "ended", "lost", "unreached"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.refused += other.refused
+        self.seconds += other.seconds
+
     def note(self, outcome: str, seconds: float = 0.0, fault: str | None = None) -> None:
         """Enter a request that is over: its status, or what became of it instead."""
         with self._lock:
             self.sent += outcome != "unreached"
-            self.slowest_s = max(self.slowest_s, seconds)
+            if outcome != "unreached":
+                self.seconds.append(seconds)
             if fault is not None:
                 self.wrong += outcome.isdecimal()
                 if len(self.faults) < _SHOWN:

@@ -26,12 +26,12 @@ class Peers:
     """Processes that serve the same as this one: here, none."""
 
     def announce(self, served: str) -> None:
-        """Tell what this process serves from now on."""
+        """Tell what this process serves from now on, or "" that it has refused to reload."""
 
     async def bring_along(self, seconds: float) -> int | None:
         """Have all reload, and wait until each has, and serves the same; their number, None for this process alone.
 
-        Raises ReloadRefused where that takes longer.
+        Raises ReloadRefused where one refuses, or that takes longer.
         """
         return None
 
@@ -56,6 +56,8 @@ class Workers(Peers):
                 while True:
                     files = [path for path in served_files(self._folder) if _lives(path)]
                     told = {path.read_text() for path in files if path.stat().st_mtime_ns >= since}
+                    if "" in told:
+                        break
                     if len(told) == 1 and all(path.stat().st_mtime_ns >= since for path in files):
                         return len(files)
                     await asyncio.sleep(0.05)

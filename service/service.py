@@ -122,9 +122,11 @@ class Service:
                 catalog = await asyncio.to_thread(read_catalog, self.engine, before)
                 await flows.replace(catalog)
             except (ArtifactError, SettingsError) as error:
+                self._peers.announce("")
                 logger.error("reload refused: %s", error)
                 raise ReloadRefused(f"{error}; what was served is served on") from error
             except Exception as error:  # no memory, for one
+                self._peers.announce("")
                 logger.exception("reload failed")
                 raise ReloadRefused("it failed, as the log tells; what was served is served on") from error
             finally:
@@ -141,8 +143,8 @@ class Service:
     async def reload_all(self) -> dict[str, Any]:
         """Reload, and have the other workers of this host do so; waits until all of them serve the same.
 
-        Raises ReloadRefused, here or where another worker refuses or does not follow in ``deadline_s``, and Unavailable
-        before models are warm.
+        Raises ReloadRefused, here, where another worker refuses, or where one does not follow in ``deadline_s``, and
+        Unavailable before models are warm.
         """
         _ = self.flows
         if self._reloading.locked():

@@ -136,6 +136,17 @@ def wait_for_workers(supervisor: int, without: int = 0) -> list[int]:
     raise AssertionError(f"{workers} of 2 workers")
 
 
+def wait_until_all_listen(url: str, num: int) -> None:
+    """Until so many processes listen on a port, each on a socket of its own."""
+    port = f":{int(url.rpartition(':')[2]):04X}"
+    for _ in range(300):
+        sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        if sum(fields[1].endswith(port) and fields[3] == "0A" for fields in sockets) == num:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no {num} processes listen on {url}")
+
+
 def test_workers_end_with_their_supervisor_however_it_ends(models_dir: Path) -> None:
     with server("--models", models_dir / "tiny-table.pt", "--workers", "2") as (url, process):
         process.kill()

@@ -30,6 +30,7 @@ class Told:
     ledger: Ledger = field(default_factory=Ledger)
     recoveries: list[float] = field(default_factory=list)  # seconds until it was well again
     rounds: int = 0  # times that it happened
+    figures: dict[str, float] = field(default_factory=dict)  # further ones
 
     def recovered(self, seconds: float) -> None:
         """Note that it happened, and how long it took to be well again."""
@@ -77,7 +78,7 @@ def added(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[
             name: old[name] + one[name] for name in ("requests", "ok", "ended", "wrong", "lost", "unreached", "rounds")
         }
         refused = dict(sorted((Counter(old["refused"]) + Counter(one["refused"])).items()))
-        totals[one["promise"]] = {**old, **sums, "refused": refused, "recovery_s": max(recoveries, default=None)}
+        totals[one["promise"]] = {**one, **sums, "refused": refused, "recovery_s": max(recoveries, default=None)}
     return list(totals.values())
 
 
@@ -100,6 +101,7 @@ def told(request: pytest.FixtureRequest) -> Iterator[Told]:
             "unreached": ledger.unreached,
             "recovery_s": round(max(told.recoveries), 2) if told.recoveries else None,
             "rounds": told.rounds,
+            **told.figures,
         }
     )
 

@@ -10,7 +10,6 @@ import threading
 import time
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 
@@ -18,7 +17,7 @@ from reliability.chaos.conftest import Told
 from reliability.load import Load, Rows, status, until_well
 from service.artifact import within_tolerance
 from service.client import GlowClient
-from tests.test_server import free_port, server, start, wait_for_workers, wait_until_ready
+from tests.test_server import free_port, server, start, wait_for_workers, wait_until_all_listen
 
 DRAIN_S, DEADLINE_S = 1.0, 10.0
 DRAINING = {"GLOW_DRAIN_DELAY_S": str(DRAIN_S), "GLOW_DEADLINE_S": str(DEADLINE_S)}
@@ -33,11 +32,13 @@ def test_of_a_killed_worker_only_what_it_had_taken_is_lost_and_another_takes_its
         with Load(url, table.asks(chance), told.ledger, chance, callers) as load:
             for _ in range(3):
                 before = wait_for_workers(process.pid)
+                wait_until_all_listen(url, 2)
                 load.wait(chance.randrange(50, 200))
                 ended, began = told.ledger.ended, time.monotonic()
                 killed = chance.choice(before)
                 os.kill(killed, signal.SIGKILL)
                 wait_for_workers(process.pid, without=killed)
+                wait_until_all_listen(url, 2)
                 told.recovered(time.monotonic() - began)
                 assert told.ledger.ended - ended <= callers
                 load.wait(50)
@@ -115,8 +116,7 @@ def test_a_signal_to_end_loses_no_request_and_ends_in_time(
             url,
             process,
         ):
-            if workers > 1:
-                wait_for_workers(process.pid)
+            wait_until_all_listen(url, workers)
             with Load(url, table.asks(chance), told.ledger, chance) as load:
                 load.wait(50)
                 time.sleep(chance.uniform(0, 0.5))
@@ -192,8 +192,7 @@ def test_a_signal_to_end_during_a_reload_loses_no_request(
     folder.mkdir()
     os.link(artifacts / "tiny-table.pt", folder / "tiny-table.pt")
     with server("--models", folder, "--workers", workers, log=tmp_path / "log", **quick, **DRAINING) as (url, process):
-        if workers > 1:
-            wait_for_workers(process.pid)
+        wait_until_all_listen(url, workers)
         with Load(url, table.asks(chance), told.ledger, chance) as load:
             load.wait(50)
             os.link(models_dir / "tiny-images.pt", folder / "tiny-images.pt")
