@@ -54,7 +54,17 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     """Write a checkpoint; an interrupted write leaves the previous one as it was."""
     recipe, columns = checkpoint.recipe.model_dump(), [column.model_dump() for column in checkpoint.columns]
     values = {**vars(checkpoint), "format": FORMAT, "recipe": recipe, "columns": columns}
-    write_whole(path, lambda partial: torch.save(values, partial))
+
+    def write(partial: Path) -> None:
+        try:
+            with partial.open("wb") as file:
+                torch.save(values, file)
+        except RuntimeError as error:  # by which torch hides that its file could not be written
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+    write_whole(path, write)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

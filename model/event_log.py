@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.errors import naming
 from model.data import Array
 
 
@@ -26,14 +27,17 @@ class EventLog:
 
     def scalars(self, figures: dict[str, float], step: int) -> None:
         """Log one value a name."""
-        for name, value in figures.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+        with naming(self.folder):
+            for name, value in figures.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
 
     def picture(self, name: str, pixels: Array, step: int) -> None:
         """Log an image (H, W) or (H, W, 3) uint8."""
-        self._writer.add_image(name, pixels, step, dataformats="HW" if pixels.ndim == 2 else "HWC")
+        with naming(self.folder):
+            self._writer.add_image(name, pixels, step, dataformats="HW" if pixels.ndim == 2 else "HWC")
 
     def close(self) -> None:
         """Write what is pending."""
-        self._writer.close()
+        with naming(self.folder):
+            self._writer.close()

@@ -23,7 +23,7 @@ import PIL
 import torch
 from pydantic import ValidationError
 
-from common.errors import UsageError, line_of, unquoted
+from common.errors import UsageError, line_of, naming, unquoted
 from service.artifact.golden import golden_fault, golden_rows
 from service.artifact.manifest import Manifest, Operation
 from service.artifact.torchscript import Program, load
@@ -83,10 +83,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
     try:
-        write(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with naming(path):
+            write(partial)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.errors import UsageError
+from common.errors import UsageError, naming
 from service.artifact import write_whole
 
 ROW, REASON = "row", "reason"  # columns of the rejected rows that are no ids
@@ -114,13 +114,14 @@ class Spool(AbstractContextManager["Spool"]):
     def append(self, num_rows: int, scored: pa.RecordBatch | None, rejected: Sequence[Sequence[Any]]) -> None:
         """Add the next rows of the input: those scored, in a table, and the others, each ``[row, *ids, reason]``."""
         state = self._state.model_copy()
-        if scored is not None:
-            if not state.scored_bytes:
-                state.scored_bytes += self._scored.write(scored.schema.serialize())
-            state.scored_bytes += self._scored.write(scored.serialize())
-            state.scored += scored.num_rows
-        if rejected:
-            self._rejected.write(b"".join(map(_csv_line, rejected)))
+        with naming(self.folder):
+            if scored is not None:
+                if not state.scored_bytes:
+                    state.scored_bytes += self._scored.write(scored.schema.serialize())
+                state.scored_bytes += self._scored.write(scored.serialize())
+                state.scored += scored.num_rows
+            if rejected:
+                self._rejected.write(b"".join(map(_csv_line, rejected)))
         state.rejected_bytes = self._rejected.tell()
         state.rejected += len(rejected)
         state.rows += num_rows
@@ -130,9 +131,10 @@ class Spool(AbstractContextManager["Spool"]):
 
     def checkpoint(self) -> None:
         """Make what has been appended outlast a loss of power."""
-        for file in (self._scored, self._rejected):
-            file.flush()
-            os.fsync(file.fileno())
+        with naming(self.folder):
+            for file in (self._scored, self._rejected):
+                file.flush()
+                os.fsync(file.fileno())
         text = self._state.model_dump_json()
         write_whole(self.folder / "state.json", lambda path: path.write_text(text))
         self._checked = time.monotonic()
@@ -148,7 +150,8 @@ class Spool(AbstractContextManager["Spool"]):
             yield from reader
 
     def _stream(self) -> pa.RecordBatchStreamReader:
-        self._scored.flush()
+        with naming(self.folder):
+            self._scored.flush()
         return pa.ipc.open_stream(pa.OSFile(str(self.folder / "rows.arrow"), "rb"))
 
     def write(self, fill: Callable[[Path], object]) -> None:
