@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import values as values_of_workers
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.process_collector import ProcessCollector
@@ -30,7 +32,7 @@ from prometheus_client.samples import Sample
 from service.batcher import Pass
 from service.drift import Drift
 from service.machine import held_bytes, memory_limit
-from service.shared import shared_folder
+from service.shared import allocate, shared_folder
 
 if TYPE_CHECKING:
     from service.service import Service
@@ -42,9 +44,28 @@ _SECONDS = [0.0005 * 2**power for power in range(18)]  # 0.5 ms to 66 s
 _ROWS = [2**power for power in range(17)]
 _P_VALUES = [count / 10 for count in range(1, 11)]
 _BITS = [-8, -6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 6, 8, 10, 16]
+_FILE_BYTES, _ENTRY_BYTES = 2**18, 32  # of a worker's figures of one kind, at first; of one beside its name
 _MOST_NOTED = 256  # that are counted at once: a quarter of a millisecond
 
 Phases = tuple[float, float, float, float]  # seconds, in the order of PHASES
+
+
+class _Allocated(MmapedDict):
+    """A file of figures, which a disk that fills later leaves as it is."""
+
+    def __init__(self, filename: str, read_mode: bool = False) -> None:
+        if not read_mode:
+            with open(filename, "ab") as file:
+                allocate(file.fileno(), _FILE_BYTES)
+        super().__init__(filename, read_mode)
+
+    def _init_value(self, key: str) -> None:
+        if self._used + len(key.encode()) + _ENTRY_BYTES > self._capacity:
+            allocate(self._f.fileno(), 2 * self._capacity)
+        super()._init_value(key)
+
+
+values_of_workers.MmapedDict = _Allocated  # type: ignore[misc]
 
 
 class _Histogram(Histogram):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,8 @@ from pathlib import Path
 from service.artifact import write_whole
 from service.errors import ReloadRefused
 from service.shared import shared_folder
+
+logger = logging.getLogger(__name__)
 
 _CLOCKS_NS = 20_000_000  # that times of files may be behind
 
@@ -43,8 +46,12 @@ class Workers(Peers):
         self._folder = None if multiprocessing.parent_process() is None else shared_folder()
 
     def announce(self, served: str) -> None:
-        if self._folder is not None:
+        if self._folder is None:
+            return
+        try:
             write_whole(self._folder / f"serving-{os.getpid()}", lambda path: path.write_text(served))
+        except OSError as error:  # who waits for it hears that not all have followed
+            logger.error("%s: cannot be written: %s", error.filename, error.strerror)
 
     async def bring_along(self, seconds: float) -> int | None:
         if self._folder is None:

@@ -19,13 +19,24 @@ def shared_folder() -> Path | None:
     return None if folder is None else Path(folder)
 
 
+def allocate(file: int, num_bytes: int) -> None:
+    """Have the disk hold so many bytes of a file, zeros at first. Raises OSError where it is full.
+
+    A write to memory of a file that the disk has no room for ends the process instead, by SIGBUS.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, num_bytes)
+    else:  # of macOS
+        os.ftruncate(file, num_bytes)
+
+
 def shared_record(layout: np.dtype[Any], path: Path | None) -> tuple[AbstractContextManager[object], npt.NDArray[Any]]:
     """One record of a structured type, zeros at first, and the lock of it; in a file that others open too, if given."""
     memory: mmap.mmap | bytearray = bytearray(layout.itemsize)
     lock: AbstractContextManager[object] = nullcontext()
     if path is not None:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        os.ftruncate(file, layout.itemsize)
+        allocate(file, layout.itemsize)
         lock, memory = _FileLock(file), mmap.mmap(file, layout.itemsize)
     return lock, np.frombuffer(memory, layout)
 
