@@ -3,8 +3,6 @@ PYTHON ?= python3
 PORT ?= 8000
 DATA ?= ../shared/data
 PROCESSES ?= 1
-MINUTES ?= 60
-SECONDS ?= 10
 ARTIFACTS ?= fashion-mnist breast-cancer
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,7 +15,7 @@ LOCK = CUSTOM_COMPILE_COMMAND="make lock" .cache/pip-tools/bin/pip-compile --qui
 .PHONY: serve install develop test check licences supply docs format fuzz artifacts pictures lock docker-test bench-engine bench-engine-cuda \
     bench-conditioners bench-plane bench-adbench bench-why \
     bench-anomalies bench-bulk bench-capacity bench-ddp bench-drift bench-explanations bench-false-alarms bench-fold-calibration \
-    bench-hosts bench-json bench-serving bench-overload bench-idle bench-lifecycle bench-node-loss mutants soak clean
+    bench-hosts bench-json bench-serving bench-overload bench-idle bench-lifecycle bench-node-loss mutants soak chaos clean
 
 serve: $(VENV)/.serve
 	GLOW_CACHE_DIR=$${GLOW_CACHE_DIR-.cache} $(BIN)/python -m service --port $(PORT)
@@ -67,10 +65,10 @@ artifacts: $(VENV)/.test
 pictures: $(VENV)/.test
 	$(BIN)/python -W ignore -m docs.pictures $(PICTURES) --data $(DATA)
 
-# Fuzzes every reader of bytes from outside for SECONDS each, which atheris does; keeps reliability/figures/fuzz.json.
+# Fuzzes every reader of bytes from outside for SECONDS=10 each, which atheris does; keeps reliability/figures/fuzz.json.
 fuzz: $(VENV)/.test
 	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[fuzz]'
-	$(BIN)/python -W ignore -m reliability.fuzz --seconds $(SECONDS)
+	$(BIN)/python -W ignore -m reliability.fuzz --seconds $(or $(SECONDS),10)
 
 # Writes requirements/*.txt again after a change of pyproject.toml, keeping the releases that still fit; make lock
 # UPGRADE=--upgrade takes the newest. Without torch and what only its GPU build needs: that depends on the device.
@@ -161,7 +159,7 @@ bench-node-loss: $(VENV)/.test
 
 # Hours of every load, and what they do to memory, files and latencies (wrk is needed); make soak MINUTES=5 for a look.
 soak: $(VENV)/.test
-	$(BIN)/python -W ignore -m reliability.soak --minutes $(MINUTES)
+	$(BIN)/python -W ignore -m reliability.soak --minutes $(or $(MINUTES),60)
 
 # Costs of the service's parts, what the capacity model makes of them beside real runs, and the tables of its page:
 # about 8 minutes, of which Ray's clusters take half.
@@ -174,6 +172,11 @@ bench-capacity: $(VENV)/.test
 # an hour on one core. `make mutants GROUPS=scores` takes one group, JOBS=N so many cores.
 mutants: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m reliability.mutants $(GROUPS) --jobs $(or $(JOBS),1)
+
+# Faults under load, about 4 minutes, some as root alone; for longer, with other seeds: make chaos MINUTES=60.
+chaos: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m reliability.chaos \
+	    $(if $(MINUTES),--seconds $$(($(MINUTES) * 60)))
 
 .cache/pip-tools/bin/pip-compile:
 	$(PYTHON) -m venv .cache/pip-tools

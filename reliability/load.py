@@ -109,12 +109,15 @@ class Rows:
     def asks(self, chance: random.Random, num: int = 40, codes: Collection[str] = (), most: int = 8) -> list[Ask]:
         """Requests for some random rows each, in all encodings."""
         draw = range(len(self.rows))
-        return [self.ask(ENCODINGS[i % len(ENCODINGS)], chance.sample(draw, chance.randint(1, most)), codes) for i in range(num)]
+        return [
+            self.ask(ENCODINGS[i % len(ENCODINGS)], chance.sample(draw, chance.randint(1, most)), codes)
+            for i in range(num)
+        ]
 
 
 @dataclass
 class Ledger:
-    """What became of requests. Each that was sent is in just one of ``ok``, ``wrong``, ``refused``, ``ended``, ``lost``."""
+    """What became of requests: each that was sent is one of ``ok``, ``wrong``, ``refused``, ``ended`` and ``lost``."""
 
     sent: int = 0
     ok: int = 0  # answered, with the right rows

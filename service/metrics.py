@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client import values as values_of_workers
-from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -57,15 +57,15 @@ class _Allocated(MmapedDict):
         if not read_mode:
             with open(filename, "ab") as file:
                 allocate(file.fileno(), _FILE_BYTES)
-        super().__init__(filename, read_mode)
+        super().__init__(filename, read_mode)  # type: ignore[no-untyped-call]
 
     def _init_value(self, key: str) -> None:
         if self._used + len(key.encode()) + _ENTRY_BYTES > self._capacity:
             allocate(self._f.fileno(), 2 * self._capacity)
-        super()._init_value(key)
+        super()._init_value(key)  # type: ignore[no-untyped-call]
 
 
-values_of_workers.MmapedDict = _Allocated  # type: ignore[misc]
+values_of_workers.MmapedDict = _Allocated  # type: ignore[attr-defined]
 
 
 class _Histogram(Histogram):

@@ -8,6 +8,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from service.score.run import score_file
 from service.score.targets import EngineTarget
 from tests.bulk import rows_of_table
 from tests.conftest import tiny_recipe, tiny_table
-from tests.test_bulk_scoring import write_parquet
+from tests.test_files import write_parquet
 
 
 @contextmanager
@@ -75,7 +76,7 @@ def is_on_disk(path: Path) -> bool:
 def test_what_workers_share_has_its_room_on_the_disk_from_the_start(tmp_path: Path) -> None:
     TokenBucket("a", 1.0, 1, tmp_path)
     Drift("m", np.arange(100.0), 0.01, 50, False, tmp_path / "drift-m@1")
-    figures = _Allocated(str(tmp_path / "counter_1.db"))
+    figures: Any = _Allocated(str(tmp_path / "counter_1.db"))
     try:
         for number in range(5000):  # more than it begins with
             figures.write_value(f"some figure {number}", 1.0, 0.0)

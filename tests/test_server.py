@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -193,7 +194,7 @@ def test_the_head_and_the_body_of_an_answer_come_together(models_dir: Path) -> N
     ],
 )
 def test_a_start_that_cannot_work_ends_with_one_line_and_code_2(
-    models_dir: Path, tmp_path: Path, arguments: list[str], environment: dict[str, str], message: str
+    models_dir: Path, tmp_path: Path, arguments: list[str], environment: dict[str, Any], message: str
 ) -> None:
     good = models_dir / "tiny-table.pt"
     damaged = tmp_path / "damaged.pt"

@@ -136,7 +136,7 @@ def spoilt(artifacts: Path) -> Rows:
 
 
 @pytest.fixture(scope="session")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Settings of a server that is soon ready."""
     cache = tmp_path_factory.mktemp("plans")
     return {"GLOW_PLAN": "frozen", "GLOW_MAX_BATCH_ROWS": "64", "GLOW_CACHE_DIR": str(cache), "GLOW_DEVICE": "cpu"}

@@ -7,6 +7,7 @@ runs it is the real one.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ class Faulty(torch.nn.Module):
 
     def __init__(self, flow: torch.nn.Module) -> None:
         super().__init__()
-        self.flow = flow
+        self.flow: Any = flow
 
     def begin(self, x: Tensor) -> Tensor:
         """Do it; gives what is to be added to each answer, (B,)."""
@@ -39,7 +40,8 @@ class Faulty(torch.nn.Module):
         return self.log_prob(x)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return self.flow.log_prob(x) + self.begin(x)
+        log_prob: Tensor = self.flow.log_prob(x)
+        return log_prob + self.begin(x)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         wrong = self.begin(x)
@@ -47,10 +49,12 @@ class Faulty(torch.nn.Module):
         return z + wrong[:, None].to(z.dtype), log_prob + wrong
 
     def decode(self, z: Tensor) -> Tensor:
-        return self.flow.decode(z)
+        decoded: Tensor = self.flow.decode(z)
+        return decoded
 
     def statistics(self, x: Tensor) -> Tensor:
-        return self.flow.statistics(x) + self.begin(x)[:, None]
+        statistics: Tensor = self.flow.statistics(x)
+        return statistics + self.begin(x)[:, None]
 
 
 def faulty(sound: Path, out: Path) -> Path:

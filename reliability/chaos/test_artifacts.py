@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -24,7 +24,9 @@ CORRUPT: dict[str, Callable[[bytes, random.Random], bytes | None]] = {
     "cut": lambda data, chance: data[: chance.randrange(1, len(data))],
     "with a flipped bit": lambda data, chance: _flipped(data, chance.randrange(8 * len(data))),
     "empty": lambda data, chance: b"",
-    "of another format": lambda data, chance: chance.choice([b"\x89PNG\r\n\x1a\n", b"PK\x05\x06" + bytes(18)]) + data[:99],
+    "of another format": lambda data, chance: (
+        chance.choice([b"\x89PNG\r\n\x1a\n", b"PK\x05\x06" + bytes(18)]) + data[:99]
+    ),
     "a folder": lambda data, chance: None,
 }
 
@@ -40,7 +42,7 @@ def _flipped(data: bytes, bit: int) -> bytes:
 def test_what_was_served_is_served_on_until_the_file_is_right_again(
     artifacts: Path,
     table: Rows,
-    quick: dict[str, str],
+    quick: dict[str, Any],
     tmp_path: Path,
     chance: random.Random,
     told: Told,
@@ -53,7 +55,11 @@ def test_what_was_served_is_served_on_until_the_file_is_right_again(
         shutil.copy(artifacts / name, folder)
     path, sound = folder / "faulty.pt", (artifacts / "faulty.pt").read_bytes()
     with server(
-        *("--models", folder, "--workers", workers), log=tmp_path / "log", **quick, GLOW_API_KEYS_FILE=str(keys), GLOW_DEADLINE_S="3"
+        *("--models", folder, "--workers", workers),
+        log=tmp_path / "log",
+        **quick,
+        GLOW_API_KEYS_FILE=str(keys),
+        GLOW_DEADLINE_S="3",
     ) as (url, process):
         wait_until_all_listen(url, workers)
 

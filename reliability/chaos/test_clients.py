@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -72,9 +73,9 @@ def trickle(address: Address, ask: Ask, pause_s: float, ledger: Ledger) -> None:
 
 @contextmanager
 def served(
-    artifacts: Path, table: Rows, quick: dict[str, str], tmp_path: Path, chance: random.Random, told: Told
+    artifacts: Path, table: Rows, quick: dict[str, Any], tmp_path: Path, chance: random.Random, told: Told
 ) -> Iterator[Address]:
-    """A server under load, of which every request is answered whatever others do; in the end nothing of them is left."""
+    """A server under load, of which every request is answered whatever others do, of whom nothing is left then."""
     with server("--models", artifacts, log=tmp_path / "log", **quick, GLOW_DEADLINE_S="3") as (url, process):
         files = Path(f"/proc/{process.pid}/fd")
         before, ledger = len(os.listdir(files)), Ledger()
@@ -88,7 +89,9 @@ def served(
             told.figures["p99_ms"] = told.ledger.p99_ms
         told.recovered(until_well(url, table.ask("json", [1])))
         deadline = time.monotonic() + 20
-        while len(os.listdir(files)) > before + 3 or "glow_requests_in_flight 0.0" not in httpx.get(f"{url}/metrics").text:
+        while (
+            len(os.listdir(files)) > before + 3 or "glow_requests_in_flight 0.0" not in httpx.get(f"{url}/metrics").text
+        ):
             assert time.monotonic() < deadline, "connections or requests of callers who left are still there"
             time.sleep(0.1)
         assert process.poll() is None
@@ -105,7 +108,7 @@ def at_once(works: list[threading.Thread]) -> None:
 
 @pytest.mark.fault("callers leave at every stage of a request")
 def test_callers_who_leave_at_any_stage_cost_the_others_nothing(
-    artifacts: Path, table: Rows, quick: dict[str, str], tmp_path: Path, chance: random.Random, told: Told
+    artifacts: Path, table: Rows, quick: dict[str, Any], tmp_path: Path, chance: random.Random, told: Told
 ) -> None:
     with served(artifacts, table, quick, tmp_path, chance, told) as address:
         draws = [i % len(table.rows) for i in range(2000)]  # whose answer does not fit into what the system holds
@@ -124,7 +127,7 @@ def test_callers_who_leave_at_any_stage_cost_the_others_nothing(
 
 @pytest.mark.fault("callers send slowly")
 def test_slow_bodies_are_answered_in_time_or_given_up_at_the_deadline(
-    artifacts: Path, table: Rows, quick: dict[str, str], tmp_path: Path, chance: random.Random, told: Told
+    artifacts: Path, table: Rows, quick: dict[str, Any], tmp_path: Path, chance: random.Random, told: Told
 ) -> None:
     with served(artifacts, table, quick, tmp_path, chance, told) as address:
         slow, slower = Ledger(), Ledger()

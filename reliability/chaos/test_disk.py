@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -75,7 +76,7 @@ def fill(folder: Path, left: int = 0) -> Path:
     return path
 
 
-def run(*arguments: object, limit: int | None = None) -> "subprocess.CompletedProcess[str]":
+def run(*arguments: object, limit: int | None = None) -> subprocess.CompletedProcess[str]:
     """A command of ours, whose files may have so many bytes."""
     prefix = [] if limit is None else ["prlimit", f"--fsize={limit}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOW_THREADS": "1"}
@@ -88,7 +89,9 @@ def run(*arguments: object, limit: int | None = None) -> "subprocess.CompletedPr
     )
 
 
-def says_what_is_full(done: "subprocess.CompletedProcess[str]", folder: Path, why: str = "No space left on device") -> None:
+def says_what_is_full(
+    done: subprocess.CompletedProcess[str], folder: Path, why: str = "No space left on device"
+) -> None:
     """Whether a command ended with one line that names the file or its folder, and why."""
     told = done.stderr.strip().splitlines()
     assert done.returncode == 2, done.stderr[-2000:]
@@ -183,7 +186,7 @@ def test_a_scoring_to_a_full_disk_says_so_and_goes_on_to_the_same_bytes(
 def test_a_service_answers_on_full_disks(
     artifacts: Path,
     table: Rows,
-    quick: dict[str, str],
+    quick: dict[str, Any],
     tmp_path: Path,
     chance: random.Random,
     told: Told,
@@ -191,7 +194,12 @@ def test_a_service_answers_on_full_disks(
 ) -> None:
     with disk(tmp_path, 4096) as folder:
         (folder / "tmp").mkdir()
-        settings = {**quick, "GLOW_CACHE_DIR": str(folder / "cache"), "GLOW_ACCESS_LOG": "true", "TMPDIR": str(folder / "tmp")}
+        settings: dict[str, Any] = {
+            **quick,
+            "GLOW_CACHE_DIR": str(folder / "cache"),
+            "GLOW_ACCESS_LOG": "true",
+            "TMPDIR": str(folder / "tmp"),
+        }
         with server("--models", artifacts, "--workers", workers, log=folder / "log", **settings) as (url, process):
             wait_until_all_listen(url, workers)
             with Load(url, table.asks(chance), told.ledger, chance) as load:

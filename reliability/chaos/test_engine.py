@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,21 +23,21 @@ def poisoned(spoilt: Rows, chance: random.Random, number: float, code: str) -> l
 
 @pytest.mark.fault("the engine raises")
 def test_rows_that_make_the_engine_raise_are_refused_and_all_others_answered(
-    artifacts: Path, table: Rows, spoilt: Rows, quick: dict[str, str], tmp_path: Path, chance: random.Random, told: Told
+    artifacts: Path, table: Rows, spoilt: Rows, quick: dict[str, Any], tmp_path: Path, chance: random.Random, told: Told
 ) -> None:
     _answers_all_but(RAISES, "internal_error", artifacts, table, spoilt, quick, tmp_path, chance, told)
 
 
 @pytest.mark.fault("the engine answers NaN")
 def test_numbers_that_are_none_reach_nobody_and_all_others_are_answered(
-    artifacts: Path, table: Rows, spoilt: Rows, quick: dict[str, str], tmp_path: Path, chance: random.Random, told: Told
+    artifacts: Path, table: Rows, spoilt: Rows, quick: dict[str, Any], tmp_path: Path, chance: random.Random, told: Told
 ) -> None:
     _answers_all_but(IS_NAN, "internal_error", artifacts, table, spoilt, quick, tmp_path, chance, told)
 
 
 @pytest.mark.fault("a pass needs more memory than there is")
 def test_rows_without_memory_for_them_are_refused_and_all_others_answered(
-    artifacts: Path, table: Rows, spoilt: Rows, quick: dict[str, str], tmp_path: Path, chance: random.Random, told: Told
+    artifacts: Path, table: Rows, spoilt: Rows, quick: dict[str, Any], tmp_path: Path, chance: random.Random, told: Told
 ) -> None:
     _answers_all_but(TAKES_ALL_MEMORY, "out_of_memory", artifacts, table, spoilt, quick, tmp_path, chance, told)
 
@@ -47,7 +48,7 @@ def _answers_all_but(
     artifacts: Path,
     table: Rows,
     spoilt: Rows,
-    quick: dict[str, str],
+    quick: dict[str, Any],
     tmp_path: Path,
     chance: random.Random,
     told: Told,
@@ -63,26 +64,27 @@ def _answers_all_but(
     assert told.ledger.refused.total() > 20
 
 
-STALL = {"GLOW_STALL_S": "2", "GLOW_DEADLINE_S": "4"}
+STALL: dict[str, Any] = {"GLOW_STALL_S": "2", "GLOW_DEADLINE_S": "4"}
 WHILE_STUCK = ("deadline_exceeded", "queue_full", "unavailable", "stuck")
 
 
 @pytest.mark.fault("the engine hangs, in one process")
 def test_a_process_whose_engine_hangs_says_so_refuses_in_time_and_ends(
-    artifacts: Path, spoilt: Rows, quick: dict[str, str], tmp_path: Path, chance: random.Random, told: Told
+    artifacts: Path, spoilt: Rows, quick: dict[str, Any], tmp_path: Path, chance: random.Random, told: Told
 ) -> None:
     asks = spoilt.asks(chance, codes=WHILE_STUCK)
     hang = spoilt.ask("json", [0], WHILE_STUCK, HANGS)
-    with server("--models", artifacts, log=tmp_path / "log", **quick, **STALL) as (url, process):
-        with Load(url, asks, told.ledger, chance, patience_s=15) as load:
-            load.wait(200)
-            began = time.monotonic()
-            with Caller(url, told.ledger, 15) as caller:
-                caller.ask(hang)
-            seen = {(status(url, "/livez"), status(url, "/readyz"))}
-            assert seen <= {(503, 503), (0, 0)}
-            assert process.wait(20) == 1
-            told.recovered(time.monotonic() - began)
+    with (
+        server("--models", artifacts, log=tmp_path / "log", **quick, **STALL) as (url, process),
+        Load(url, asks, told.ledger, chance, patience_s=15) as load,
+    ):
+        load.wait(200)
+        began = time.monotonic()
+        with Caller(url, told.ledger, 15) as caller:
+            caller.ask(hang)
+        assert (status(url, "/livez"), status(url, "/readyz")) in [(503, 503), (503, 0), (0, 0)]
+        assert process.wait(20) == 1
+        told.recovered(time.monotonic() - began)
     assert "the engine or the event loop is stuck" in (tmp_path / "log").read_text()
     told.ledger.check(ended=True, least=150)
     assert told.ledger.slowest_s < 10
@@ -90,7 +92,7 @@ def test_a_process_whose_engine_hangs_says_so_refuses_in_time_and_ends(
 
 @pytest.mark.fault("the engine hangs, in one of two workers")
 def test_a_worker_whose_engine_hangs_is_replaced_while_the_other_answers(
-    artifacts: Path, spoilt: Rows, quick: dict[str, str], tmp_path: Path, chance: random.Random, told: Told
+    artifacts: Path, spoilt: Rows, quick: dict[str, Any], tmp_path: Path, chance: random.Random, told: Told
 ) -> None:
     asks = spoilt.asks(chance, codes=WHILE_STUCK)
     hang = spoilt.ask("json", [0], WHILE_STUCK, HANGS)
@@ -114,7 +116,7 @@ def test_a_worker_whose_engine_hangs_is_replaced_while_the_other_answers(
 
 @pytest.mark.fault("the engine's thread ends")
 def test_a_process_without_its_engine_says_so_leaves_nobody_waiting_and_ends(
-    artifacts: Path, table: Rows, quick: dict[str, str], tmp_path: Path, chance: random.Random, told: Told
+    artifacts: Path, table: Rows, quick: dict[str, Any], tmp_path: Path, chance: random.Random, told: Told
 ) -> None:
     _ends(signal.SIGUSR1, artifacts, table, quick, tmp_path, chance, told)
     assert "the engine's thread has ended" in (tmp_path / "log").read_text()
@@ -123,7 +125,7 @@ def test_a_process_without_its_engine_says_so_leaves_nobody_waiting_and_ends(
 
 @pytest.mark.fault("the event loop is blocked")
 def test_a_process_whose_event_loop_is_blocked_ends_to_be_started_again(
-    artifacts: Path, table: Rows, quick: dict[str, str], tmp_path: Path, chance: random.Random, told: Told
+    artifacts: Path, table: Rows, quick: dict[str, Any], tmp_path: Path, chance: random.Random, told: Told
 ) -> None:
     _ends(signal.SIGUSR2, artifacts, table, quick, tmp_path, chance, told)
 
@@ -132,7 +134,7 @@ def _ends(
     fault: signal.Signals,
     artifacts: Path,
     table: Rows,
-    quick: dict[str, str],
+    quick: dict[str, Any],
     tmp_path: Path,
     chance: random.Random,
     told: Told,
@@ -140,13 +142,15 @@ def _ends(
     """Let it happen under load: the process ends by itself, in about twice GLOW_STALL_S, and until then says why."""
     asks = table.asks(chance, codes=["unavailable"])
     launcher = (sys.executable, "-m", "reliability.chaos.launcher")
-    with server("--models", artifacts, command=launcher, log=tmp_path / "log", **quick, **STALL) as (url, process):
-        with Load(url, asks, told.ledger, chance, patience_s=15) as load:
-            load.wait(200)
-            began = time.monotonic()
-            process.send_signal(fault)
-            time.sleep(0.5)
-            assert (status(url, "/livez", 1), status(url, "/readyz", 1)) in [(503, 503), (0, 0)]
-            assert process.wait(20) == 1
-            told.recovered(time.monotonic() - began)
+    with (
+        server("--models", artifacts, command=launcher, log=tmp_path / "log", **quick, **STALL) as (url, process),
+        Load(url, asks, told.ledger, chance, patience_s=15) as load,
+    ):
+        load.wait(200)
+        began = time.monotonic()
+        process.send_signal(fault)
+        time.sleep(0.5)
+        assert (status(url, "/livez", 1), status(url, "/readyz", 1)) in [(503, 503), (0, 0)]
+        assert process.wait(20) == 1
+        told.recovered(time.monotonic() - began)
     told.ledger.check(ended=True, least=150)
