@@ -7,7 +7,6 @@ import random
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,13 @@ import orjson
 import pytest
 
 from reliability.chaos.flows import faulty
-from reliability.load import Ledger, Rows
+from reliability.chaos.scene import Scene
+from reliability.load import Rows
 from tests.conftest import models_dir as models_dir
 from tests.conftest import plain_environment as plain_environment
 from tests.conftest import tiny_table
 
 _FIGURES = pytest.StashKey[list[dict[str, Any]]]()
-
-
-@dataclass
-class Told:
-    """What a fault was and did."""
-
-    ledger: Ledger = field(default_factory=Ledger)
-    recoveries: list[float] = field(default_factory=list)  # seconds until it was well again
-    rounds: int = 0  # times that it happened
-    figures: dict[str, float] = field(default_factory=dict)  # further ones
-
-    def recovered(self, seconds: float) -> None:
-        """Note that it happened, and how long it took to be well again."""
-        self.recoveries.append(seconds)
-        self.rounds += 1
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -82,36 +67,6 @@ def added(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[
     return list(totals.values())
 
 
-@pytest.fixture
-def told(request: pytest.FixtureRequest) -> Iterator[Told]:
-    """What is kept of a fault, whose promise is the name of its test."""
-    told = Told()
-    yield told
-    ledger = told.ledger
-    request.config.stash[_FIGURES].append(
-        {
-            "fault": request.node.get_closest_marker("fault").args[0],
-            "promise": request.node.name.removeprefix("test_").replace("_", " "),
-            "requests": ledger.sent,
-            "ok": ledger.ok,
-            "refused": dict(sorted(ledger.refused.items())),
-            "ended": ledger.ended,
-            "wrong": ledger.wrong,
-            "lost": ledger.lost,
-            "unreached": ledger.unreached,
-            "recovery_s": round(max(told.recoveries), 2) if told.recoveries else None,
-            "rounds": told.rounds,
-            **told.figures,
-        }
-    )
-
-
-@pytest.fixture
-def chance(request: pytest.FixtureRequest) -> random.Random:
-    """What is random in a test, the same for the same seed whatever other tests run."""
-    return random.Random(zlib.crc32(f"{request.config.option.seed} {request.node.name}".encode()))
-
-
 @pytest.fixture(scope="session")
 def artifacts(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``tiny-table``, and ``faulty``, which is the same but for rows that tell it to go wrong."""
@@ -122,21 +77,31 @@ def artifacts(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
-def table(artifacts: Path) -> Rows:
-    """Rows of ``tiny-table``, and what they are to be answered with."""
-    splits = tiny_table()
-    return Rows(artifacts / "tiny-table.pt", splits.calibration.x)
+def rows(artifacts: Path) -> list[Rows]:
+    """Rows of both, and what they are to be answered with."""
+    x = tiny_table().calibration.x
+    return [Rows(artifacts / f"{name}.pt", x) for name in ("tiny-table", "faulty")]
 
 
 @pytest.fixture(scope="session")
-def spoilt(artifacts: Path) -> Rows:
-    """The same of ``faulty``."""
-    splits = tiny_table()
-    return Rows(artifacts / "faulty.pt", splits.calibration.x)
-
-
-@pytest.fixture(scope="session")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Settings of a server that is soon ready."""
-    cache = tmp_path_factory.mktemp("plans")
-    return {"GLOW_PLAN": "frozen", "GLOW_MAX_BATCH_ROWS": "64", "GLOW_CACHE_DIR": str(cache), "GLOW_DEVICE": "cpu"}
+    cache = str(tmp_path_factory.mktemp("plans"))
+    return {"GLOW_PLAN": "frozen", "GLOW_MAX_BATCH_ROWS": "64", "GLOW_CACHE_DIR": cache, "GLOW_DEVICE": "cpu"}
+
+
+@pytest.fixture
+def scene(
+    request: pytest.FixtureRequest, artifacts: Path, rows: list[Rows], settings: dict[str, Any], tmp_path: Path
+) -> Iterator[Scene]:
+    """What a fault needs, and what is kept of it: its promise is the name of its test.
+
+    What is random is the same for the same seed, whatever other tests run.
+    """
+    name = request.node.name
+    chance = random.Random(zlib.crc32(f"{request.config.option.seed} {name}".encode()))
+    table, spoilt = rows
+    scene = Scene(artifacts, table, spoilt, settings, tmp_path, chance)
+    yield scene
+    fault = request.node.get_closest_marker("fault").args[0]
+    request.config.stash[_FIGURES].append(scene.kept(fault, name.removeprefix("test_").replace("_", " ")))

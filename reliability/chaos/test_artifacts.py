@@ -10,15 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from reliability.chaos.conftest import Told
-from reliability.load import Load, Rows
+from reliability.chaos.scene import Scene
 from tests.keys import entry, key
-from tests.test_server import server, wait_until_all_listen
+from tests.test_server import wait_until_all_listen
 
 CORRUPT: dict[str, Callable[[bytes, random.Random], bytes | None]] = {
     "cut": lambda data, chance: data[: chance.randrange(1, len(data))],
@@ -39,37 +37,24 @@ def _flipped(data: bytes, bit: int) -> bytes:
 
 @pytest.mark.fault("an artifact is exchanged for a corrupt one and read anew under load")
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_was_served_is_served_on_until_the_file_is_right_again(
-    artifacts: Path,
-    table: Rows,
-    quick: dict[str, Any],
-    tmp_path: Path,
-    chance: random.Random,
-    told: Told,
-    workers: int,
-) -> None:
-    folder, keys = tmp_path / "models", tmp_path / "keys.toml"
+def test_what_was_served_is_served_on_until_the_file_is_right_again(scene: Scene, workers: int) -> None:
+    folder, keys = scene.folder / "models", scene.folder / "keys.toml"
     folder.mkdir()
     keys.write_text(entry("ops", ["infer", "admin"]))
     for name in ("tiny-table.pt", "faulty.pt"):
-        shutil.copy(artifacts / name, folder)
-    path, sound = folder / "faulty.pt", (artifacts / "faulty.pt").read_bytes()
-    with server(
-        *("--models", folder, "--workers", workers),
-        log=tmp_path / "log",
-        **quick,
-        GLOW_API_KEYS_FILE=str(keys),
-        GLOW_DEADLINE_S="3",
-    ) as (url, process):
+        shutil.copy(scene.artifacts / name, folder)
+    path, sound = folder / "faulty.pt", (scene.artifacts / "faulty.pt").read_bytes()
+    settings = {"GLOW_API_KEYS_FILE": str(keys), "GLOW_DEADLINE_S": "3"}
+    with scene.server("--workers", workers, models=folder, **settings) as (url, process):
         wait_until_all_listen(url, workers)
 
         def reload() -> httpx.Response:
             return httpx.post(f"{url}/admin/reload", headers=key("ops"), timeout=30)
 
-        with Load(url, table.asks(chance), told.ledger, chance, headers=key("ops")) as load:
+        with scene.load(url, headers=key("ops")) as load:
             for spoil in CORRUPT.values():
                 load.wait(20)
-                put(path, spoil(sound, chance))
+                put(path, spoil(sound, scene.chance))
                 refused = reload()
                 assert (refused.status_code, refused.json()["code"]) == (409, "reload_refused"), refused.text
                 assert "faulty.pt: " in refused.json()["error"]
@@ -84,14 +69,14 @@ def test_what_was_served_is_served_on_until_the_file_is_right_again(
                     assert "under way" in answer.text, answer.text
                     time.sleep(0.1)
                 assert answer.json()["models"] == [f"faulty@{_version(answer, 0)}", f"tiny-table@{_version(answer, 1)}"]
-                told.recovered(time.monotonic() - began)
+                scene.recovered(time.monotonic() - began)
             with vanishing(path, sound):
                 for _ in range(4):
                     assert reload().status_code in (200, 409)
-            told.rounds += 4
+            scene.rounds += 4
         assert process.poll() is None
-    assert "Traceback" not in (tmp_path / "log").read_text()
-    told.ledger.check(least=100)
+    assert "Traceback" not in scene.log.read_text()
+    scene.ledger.check(least=100)
 
 
 def _version(answer: httpx.Response, index: int) -> str:

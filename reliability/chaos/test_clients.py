@@ -11,14 +11,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from reliability.chaos.conftest import Told
-from reliability.load import ENCODINGS, Ask, Ledger, Load, Rows, until_well
-from tests.test_server import server
+from reliability.chaos.scene import Scene
+from reliability.load import ENCODINGS, Ask, Ledger, until_well
 
 STAGES = ("before the head", "in the head", "after the head", "in the body", "after the body", "in the answer")
 Address = tuple[str, int]
@@ -72,22 +70,20 @@ def trickle(address: Address, ask: Ask, pause_s: float, ledger: Ledger) -> None:
 
 
 @contextmanager
-def served(
-    artifacts: Path, table: Rows, quick: dict[str, Any], tmp_path: Path, chance: random.Random, told: Told
-) -> Iterator[Address]:
+def served(scene: Scene) -> Iterator[Address]:
     """A server under load, of which every request is answered whatever others do, of whom nothing is left then."""
-    with server("--models", artifacts, log=tmp_path / "log", **quick, GLOW_DEADLINE_S="3") as (url, process):
+    with scene.server(GLOW_DEADLINE_S="3") as (url, process):
         files = Path(f"/proc/{process.pid}/fd")
         before, ledger = len(os.listdir(files)), Ledger()
-        with Load(url, table.asks(chance), ledger, chance, callers=3) as load:
+        with scene.load(url, ledger=ledger, callers=3) as load:
             load.wait(200)
-            told.figures["p99_ms_before"] = ledger.p99_ms
-        with Load(url, table.asks(chance), told.ledger, chance, callers=3) as load:
+            scene.figures["p99_ms_before"] = ledger.p99_ms
+        with scene.load(url, callers=3) as load:
             load.wait(20)
             yield "127.0.0.1", int(url.rpartition(":")[2])
             load.wait(20)
-            told.figures["p99_ms"] = told.ledger.p99_ms
-        told.recovered(until_well(url, table.ask("json", [1])))
+            scene.figures["p99_ms"] = scene.ledger.p99_ms
+        scene.recovered(until_well(url, scene.table.ask("json", [1])))
         deadline = time.monotonic() + 20
         while (
             len(os.listdir(files)) > before + 3 or "glow_requests_in_flight 0.0" not in httpx.get(f"{url}/metrics").text
@@ -95,8 +91,8 @@ def served(
             assert time.monotonic() < deadline, "connections or requests of callers who left are still there"
             time.sleep(0.1)
         assert process.poll() is None
-    assert "Traceback" not in (tmp_path / "log").read_text()
-    told.ledger.check()
+    assert "Traceback" not in scene.log.read_text()
+    scene.ledger.check()
 
 
 def at_once(works: list[threading.Thread]) -> None:
@@ -107,40 +103,36 @@ def at_once(works: list[threading.Thread]) -> None:
 
 
 @pytest.mark.fault("callers leave at every stage of a request")
-def test_callers_who_leave_at_any_stage_cost_the_others_nothing(
-    artifacts: Path, table: Rows, quick: dict[str, Any], tmp_path: Path, chance: random.Random, told: Told
-) -> None:
-    with served(artifacts, table, quick, tmp_path, chance, told) as address:
-        draws = [i % len(table.rows) for i in range(2000)]  # whose answer does not fit into what the system holds
+def test_callers_who_leave_at_any_stage_cost_the_others_nothing(scene: Scene) -> None:
+    with served(scene) as address:
+        draws = [i % len(scene.table.rows) for i in range(2000)]  # whose answer does not fit into what the system holds
 
         def leave(seed: float) -> None:
             own = random.Random(seed)
             for encoding in ENCODINGS:
-                few, many = table.ask(encoding, [1, 2]), table.ask(encoding, draws)
+                few, many = scene.table.ask(encoding, [1, 2]), scene.table.ask(encoding, draws)
                 for stage in STAGES:
                     for reset in (True, False):
                         break_off(address, many if stage == "in the answer" else few, stage, reset, own)
 
-        at_once([threading.Thread(target=leave, args=(chance.random(),)) for _ in range(3)])
-        told.rounds += 3 * len(ENCODINGS) * len(STAGES) * 2 - 1
+        at_once([threading.Thread(target=leave, args=(scene.chance.random(),)) for _ in range(3)])
+        scene.rounds += 3 * len(ENCODINGS) * len(STAGES) * 2 - 1
 
 
 @pytest.mark.fault("callers send slowly")
-def test_slow_bodies_are_answered_in_time_or_given_up_at_the_deadline(
-    artifacts: Path, table: Rows, quick: dict[str, Any], tmp_path: Path, chance: random.Random, told: Told
-) -> None:
-    with served(artifacts, table, quick, tmp_path, chance, told) as address:
+def test_slow_bodies_are_answered_in_time_or_given_up_at_the_deadline(scene: Scene) -> None:
+    with served(scene) as address:
         slow, slower = Ledger(), Ledger()
-        asks = table.asks(chance, 2 * len(ENCODINGS), codes=["deadline_exceeded"])
+        asks = scene.table.asks(scene.chance, 2 * len(ENCODINGS), codes=["deadline_exceeded"])
         works = [
             threading.Thread(target=trickle, args=(address, ask, pause_s, ledger))
             for ask in asks
             for pause_s, ledger in ((0.05, slow), (0.8, slower))
         ]
         at_once(works)
-        told.rounds += len(works) - 1
+        scene.rounds += len(works) - 1
         slow.check(least=len(asks))
         slower.check(least=0, ended=True)  # whoever sends on what has its answer is cut off
         assert slower.refused["504"] + slower.ended == len(asks)
     for ledger in (slow, slower):
-        told.ledger.add(ledger)
+        scene.ledger.add(ledger)

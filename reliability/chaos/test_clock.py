@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import time
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from reliability.chaos.conftest import Told
-from reliability.load import JSON, Load, Rows
+from reliability.chaos.scene import Scene
+from reliability.load import JSON
 from tests.keys import entry, key
-from tests.test_server import server, wait_until_all_listen
+from tests.test_server import wait_until_all_listen
 
 _LIBRARY = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
 JUMPS = ("+1d", "-1d", "+1h", "-1h", "+30d")
@@ -23,16 +22,13 @@ JUMPS = ("+1d", "-1d", "+1h", "-1h", "+30d")
 
 @pytest.mark.fault("the wall clock jumps by hours and days")
 @pytest.mark.skipif(_LIBRARY is None, reason="libfaketime is not installed (apt-get install faketime)")
-def test_a_clock_that_jumps_moves_no_deadline_no_quota_and_no_figure(
-    artifacts: Path, table: Rows, quick: dict[str, Any], tmp_path: Path, chance: random.Random, told: Told
-) -> None:
-    clock, keys, log = tmp_path / "clock", tmp_path / "keys.toml", tmp_path / "log"
+def test_a_clock_that_jumps_moves_no_deadline_no_quota_and_no_figure(scene: Scene) -> None:
+    clock, keys, log = scene.folder / "clock", scene.folder / "keys.toml", scene.folder / "log"
     keys.write_text(
         entry("ops", ["infer", "admin", "metrics"]) + entry("few", ["infer"], rows_per_second=0.001, burst_rows=4)
     )
     clock.write_text("+0")
     settings: dict[str, Any] = {
-        **quick,
         "LD_PRELOAD": str(_LIBRARY),
         "FAKETIME_TIMESTAMP_FILE": str(clock),
         "FAKETIME_CACHE_DURATION": "1",
@@ -42,13 +38,13 @@ def test_a_clock_that_jumps_moves_no_deadline_no_quota_and_no_figure(
         "GLOW_DEADLINE_S": "10",
     }
     began = time.monotonic()
-    with server("--models", artifacts, log=log, **settings) as (url, process):
+    with scene.server(log=log, **settings) as (url, process):
         wait_until_all_listen(url, 1)
         few = {**key("few"), **JSON}
-        ask = table.ask("json", [0, 1, 2, 3])
+        ask = scene.table.ask("json", [0, 1, 2, 3])
         assert httpx.post(f"{url}{ask.path}", content=ask.body, headers=few).status_code == 200
-        jumps = chance.sample(JUMPS, 3)
-        with Load(url, table.asks(chance), told.ledger, chance, headers=key("ops")) as load:
+        jumps = scene.chance.sample(JUMPS, 3)
+        with scene.load(url, headers=key("ops")) as load:
             for jump in jumps:
                 load.wait(50)
                 clock.write_text(jump)
@@ -59,12 +55,12 @@ def test_a_clock_that_jumps_moves_no_deadline_no_quota_and_no_figure(
                 reloaded = httpx.post(f"{url}/admin/reload", headers=key("ops"), timeout=30)
                 assert reloaded.status_code == 200, reloaded.text
                 text = httpx.get(f"{url}/metrics", headers=key("ops")).text
-                told.rounds += 1
+                scene.rounds += 1
         process.terminate()
         assert process.wait(30) == 0
     seconds = time.monotonic() - began
-    told.ledger.check()
-    assert told.ledger.slowest_s < 5
+    scene.ledger.check()
+    assert scene.ledger.slowest_s < 5
     figures = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
     sums = {name: value for name, value in figures.items() if "_seconds_sum" in name}
     assert any("glow_request_duration" in name for name in sums)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -18,11 +17,11 @@ import numpy as np
 import pytest
 
 from model.checkpoint import load_checkpoint
-from reliability.chaos.conftest import Told
-from reliability.load import Load, Rows, is_well, until_well
+from reliability.chaos.scene import Scene
+from reliability.load import is_well, until_well
 from service.artifact import open_artifact
 from tests.conftest import tiny_table
-from tests.test_server import ROOT, server, wait_until_all_listen
+from tests.test_server import ROOT, wait_until_all_listen
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system of so many bytes")
 
@@ -50,9 +49,9 @@ description = "A tiny flow."
 
 
 @contextmanager
-def disk(tmp_path: Path, kilobytes: int) -> Iterator[Path]:
+def disk(parent: Path, kilobytes: int) -> Iterator[Path]:
     """A folder of a file system of so many bytes, which is seen under the process that holds it, and goes with it."""
-    mount = tmp_path / "disk"
+    mount = parent / "disk"
     mount.mkdir(exist_ok=True)
     script = 'mount -t tmpfs -o size="$1"k,nr_inodes=1000 tmpfs "$2" && echo ready && exec sleep infinity'
     arguments = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", str(kilobytes), str(mount)]
@@ -109,17 +108,15 @@ def recipe(folder: Path, steps: int) -> Path:
 
 
 @pytest.mark.fault("the disk fills while a checkpoint is written")
-def test_a_training_on_a_full_disk_says_so_and_goes_on_from_its_last_checkpoint(
-    tmp_path: Path, chance: random.Random, told: Told
-) -> None:
-    with disk(tmp_path, 4096) as folder:
-        out, train = folder / "run", recipe(tmp_path, 60)
+def test_a_training_on_a_full_disk_says_so_and_goes_on_from_its_last_checkpoint(scene: Scene) -> None:
+    with disk(scene.folder, 4096) as folder:
+        out, train = folder / "run", recipe(scene.folder, 60)
         arguments = ("model.train", train, "--out", out, "--set", "training.evaluate_every=20")
         first = run(*arguments)
         assert first.returncode == 0, first.stderr
         sound = {path.name: path.read_bytes() for path in out.glob("*.pt")}
         more = (*arguments[:-2], "--resume", "--set", "training.steps=120")
-        filler = fill(folder, left=chance.randrange(0, 3 * len(sound["last.pt"]) // 2, 1024) // 2)
+        filler = fill(folder, left=scene.chance.randrange(0, 3 * len(sound["last.pt"]) // 2, 1024) // 2)
         says_what_is_full(run(*more), folder)
         for name in sound:
             load_checkpoint(out / name)
@@ -128,21 +125,19 @@ def test_a_training_on_a_full_disk_says_so_and_goes_on_from_its_last_checkpoint(
         again = run(*more)
         assert again.returncode == 0, again.stderr
         assert load_checkpoint(out / "last.pt").step == 120
-        told.rounds += 1
+        scene.rounds += 1
 
 
 @pytest.mark.fault("the disk fills while an artifact is written")
-def test_an_export_to_a_full_disk_says_so_and_leaves_the_old_artifact(
-    tmp_path: Path, chance: random.Random, told: Told
-) -> None:
-    trained = run("model.train", recipe(tmp_path, 20), "--out", tmp_path / "run")
+def test_an_export_to_a_full_disk_says_so_and_leaves_the_old_artifact(scene: Scene) -> None:
+    trained = run("model.train", recipe(scene.folder, 20), "--out", scene.folder / "run")
     assert trained.returncode == 0, trained.stderr
-    with disk(tmp_path, 4096) as folder:
+    with disk(scene.folder, 4096) as folder:
         out = folder / "chaos.pt"
-        arguments = ("model.export", tmp_path / "run" / "best.pt", out)
+        arguments = ("model.export", scene.folder / "run" / "best.pt", out)
         assert run(*arguments).returncode == 0
         old = out.read_bytes()
-        filler = fill(folder, left=chance.randrange(0, len(old), 1024))
+        filler = fill(folder, left=scene.chance.randrange(0, len(old), 1024))
         says_what_is_full(run(*arguments), folder)
         assert sorted(path.name for path in folder.iterdir()) == ["chaos.pt", "filler"]
         assert out.read_bytes() == old
@@ -152,28 +147,26 @@ def test_an_export_to_a_full_disk_says_so_and_leaves_the_old_artifact(
         new = out.read_bytes()
         says_what_is_full(run(*arguments, limit=len(new) // 2), folder, "File too large")
         assert out.read_bytes() == new
-        told.rounds += 2
+        scene.rounds += 2
 
 
 @pytest.mark.fault("the disk fills while scores are written")
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "npy"])
-def test_a_scoring_to_a_full_disk_says_so_and_goes_on_to_the_same_bytes(
-    artifacts: Path, tmp_path: Path, chance: random.Random, told: Told, suffix: str
-) -> None:
-    source, rows = tmp_path / "rows.npy", 30_000
+def test_a_scoring_to_a_full_disk_says_so_and_goes_on_to_the_same_bytes(scene: Scene, suffix: str) -> None:
+    source, rows = scene.folder / "rows.npy", 30_000
     np.save(source, np.tile(tiny_table().fit.x, (rows // 100, 1)))
-    arguments = ("service.score", artifacts / "tiny-table.pt", source)
-    whole = tmp_path / f"whole.{suffix}"
+    arguments = ("service.score", scene.artifacts / "tiny-table.pt", source)
+    whole = scene.folder / f"whole.{suffix}"
     assert run(*arguments, whole, "--reproducible", "--json").returncode == 0
-    with disk(tmp_path, 16384) as folder:
+    with disk(scene.folder, 16384) as folder:
         out = folder / f"out.{suffix}"
         command = (*arguments, out, "--reproducible", "--json")
         for _ in range(2):
-            filler = fill(folder, left=chance.randrange(8192, whole.stat().st_size))
+            filler = fill(folder, left=scene.chance.randrange(8192, whole.stat().st_size))
             says_what_is_full(run(*command), folder)
             assert not out.exists()
             filler.unlink()
-            told.rounds += 1
+            scene.rounds += 1
         done = run(*command)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["rows"] == rows
@@ -183,38 +176,29 @@ def test_a_scoring_to_a_full_disk_says_so_and_goes_on_to_the_same_bytes(
 
 @pytest.mark.fault("the disk of the cache, of the log and of what workers share is full")
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_service_answers_on_full_disks(
-    artifacts: Path,
-    table: Rows,
-    quick: dict[str, Any],
-    tmp_path: Path,
-    chance: random.Random,
-    told: Told,
-    workers: int,
-) -> None:
-    with disk(tmp_path, 4096) as folder:
+def test_a_service_answers_on_full_disks(scene: Scene, workers: int) -> None:
+    with disk(scene.folder, 4096) as folder:
         (folder / "tmp").mkdir()
         settings: dict[str, Any] = {
-            **quick,
             "GLOW_CACHE_DIR": str(folder / "cache"),
             "GLOW_ACCESS_LOG": "true",
             "TMPDIR": str(folder / "tmp"),
         }
-        with server("--models", artifacts, "--workers", workers, log=folder / "log", **settings) as (url, process):
+        with scene.server("--workers", workers, log=folder / "log", **settings) as (url, process):
             wait_until_all_listen(url, workers)
-            with Load(url, table.asks(chance), told.ledger, chance) as load:
+            with scene.load(url) as load:
                 load.wait(100)
                 filler = fill(folder)
                 assert httpx.post(f"{url}/models/tiny-table/drift/reset").status_code in (200, 401, 403)
                 for path in ("/metrics", "/models/tiny-table/drift", "/openapi.json", "/models"):
                     assert httpx.get(f"{url}{path}").status_code == 200
                 load.wait(500)
-                assert is_well(url, table.ask("json", [1]))
+                assert is_well(url, scene.table.ask("json", [1]))
                 filler.unlink()
                 load.wait(100)
-            told.recovered(until_well(url, table.ask("json", [1])))
+            scene.recovered(until_well(url, scene.table.ask("json", [1])))
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
             lines = (folder / "log").read_bytes().splitlines()
             json.loads(next(line for line in reversed(lines) if line.startswith(b"{")))
-    told.ledger.check()
+    scene.ledger.check()
