@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import time
 from bisect import bisect_left
 from collections import defaultdict
@@ -101,6 +102,9 @@ class Metrics:
         self._answered: dict[tuple[str, str], list[tuple[float, ...]]] = defaultdict(list)
         self._passes: dict[tuple[str, str], list[tuple[float, ...]]] = defaultdict(list)
         self._num_noted = self._waiting_rows = self._out_of_memory_counted = 0
+        if (folder := shared_folder()) is not None:  # now, since it may be full when the first of a kind is counted
+            for kind in ("counter", "histogram", "gauge_mostrecent"):
+                _Allocated(str(folder / f"{kind}_{os.getpid()}.db")).close()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "glow_requests", "Requests answered.", ["route", "model", "status"], registry=self._registry

@@ -16,7 +16,7 @@ import pytest
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.trainer import Trainer
 from service.drift import Drift
-from service.metrics import _Allocated
+from service.metrics import Metrics, _Allocated
 from service.peers import Workers
 from service.quota import TokenBucket
 from service.score import spool
@@ -73,7 +73,11 @@ def is_on_disk(path: Path) -> bool:
     return path.stat().st_blocks * 512 >= path.stat().st_size > 0
 
 
-def test_what_workers_share_has_its_room_on_the_disk_from_the_start(tmp_path: Path) -> None:
+def test_what_workers_share_has_its_room_on_the_disk_from_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    Metrics()
     TokenBucket("a", 1.0, 1, tmp_path)
     Drift("m", np.arange(100.0), 0.01, 50, False, tmp_path / "drift-m@1")
     figures: Any = _Allocated(str(tmp_path / "counter_1.db"))
@@ -84,7 +88,7 @@ def test_what_workers_share_has_its_room_on_the_disk_from_the_start(tmp_path: Pa
     finally:
         figures.close()
     files = list(tmp_path.iterdir())
-    assert len(files) == 3
+    assert len(files) == 6
     assert all(map(is_on_disk, files))
 
 
