@@ -121,7 +121,7 @@ class Reader:
     def _serve(self, block: Block) -> None:
         words = shlex.split(block.code)
         start = words.index("python")
-        environment = dict(word.split("=", 1) for word in words[:start])
+        environment: dict[str, Any] = dict(word.split("=", 1) for word in words[:start])
         started = server(*words[start + 3 :], GLOW_PLAN="frozen", **environment)
         url, _ = self.servers.enter_context(started)
         self._address = lambda: url

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from service.ray_environment import AT_HOME
 from service.settings import Settings
@@ -18,7 +19,7 @@ MAX_ROWS, MAX_BODY_BYTES = 4096, 8 * 2**20  # of a request
 ORIGIN = "https://good.example"  # whose pages may call
 
 
-def variables(settings: Settings) -> dict[str, str]:
+def variables(settings: Settings) -> dict[str, Any]:
     """What sets these settings in the environment of another process."""
 
     def text(value: object) -> str:
