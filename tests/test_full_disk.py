@@ -44,7 +44,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_leaves_the_one_before(tmp_p
     trainer.train_step()
     size = path.stat().st_size
     for limit in (0, 100, size // 2, size - 100):
-        with pytest.raises(OSError) as caught, files_of_at_most(limit):  # noqa: PT011 (its parts are looked at)
+        with pytest.raises(OSError) as caught, files_of_at_most(limit):  # noqa: PT011 (its number is asserted below) (its parts are looked at)
             save_checkpoint(trainer.checkpoint(), path)
         assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
         assert load_checkpoint(path).step == 0
@@ -59,7 +59,7 @@ def test_scores_that_do_not_fit_are_named_and_the_run_goes_on(
     source = write_parquet(rows_of_table(200), source)
     score_file(table_target, source, whole)
     for limit in (1000, whole.stat().st_size // 2, whole.stat().st_size - 1):
-        with pytest.raises(OSError) as caught, files_of_at_most(limit):  # noqa: PT011
+        with pytest.raises(OSError) as caught, files_of_at_most(limit):  # noqa: PT011 (its number is asserted below)
             score_file(table_target, source, out)
         assert caught.value.errno == errno.EFBIG
         assert str(caught.value.filename).startswith(str(spool.folder_of(out)))

@@ -42,7 +42,7 @@ class Scene:
         """A server that is ready, with further arguments and settings, and its address."""
         return server("--models", models or self.artifacts, *arguments, **{"log": self.log, **self.settings, **options})
 
-    def load(self, url: str, asks: list[Ask] | None = None, ledger: Ledger | None = None, **options: Any) -> Load:  # noqa: ANN401
+    def load(self, url: str, asks: list[Ask] | None = None, ledger: Ledger | None = None, **options: Any) -> Load:  # noqa: ANN401 (those of Load)
         """Callers, each request of which is entered; by default they ask for rows of ``table``."""
         asks = self.table.asks(self.chance) if asks is None else asks
         return Load(url, asks, ledger or self.ledger, self.chance, **options)
