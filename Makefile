@@ -15,7 +15,7 @@ LOCK = CUSTOM_COMPILE_COMMAND="make lock" .cache/pip-tools/bin/pip-compile --qui
 .PHONY: serve install develop test check licences supply docs format fuzz artifacts pictures lock docker-test bench-engine bench-engine-cuda \
     bench-conditioners bench-plane bench-adbench bench-why \
     bench-anomalies bench-bulk bench-capacity bench-ddp bench-drift bench-explanations bench-false-alarms bench-fold-calibration \
-    bench-hosts bench-json bench-serving bench-overload bench-idle bench-lifecycle bench-node-loss mutants soak chaos clean
+    bench-hosts bench-json bench-serving bench-overload bench-idle bench-lifecycle bench-node-loss mutants soak chaos reliability clean
 
 serve: $(VENV)/.serve
 	GLOW_CACHE_DIR=$${GLOW_CACHE_DIR-.cache} $(BIN)/python -m service --port $(PORT)
@@ -177,6 +177,10 @@ mutants: $(VENV)/.test
 chaos: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m reliability.chaos \
 	    $(if $(MINUTES),--seconds $$(($(MINUTES) * 60)))
+
+# All of it, and the page that tells of it: some three hours on two cores that do nothing else.
+reliability: chaos fuzz soak mutants supply
+	$(BIN)/python -m reliability.report
 
 .cache/pip-tools/bin/pip-compile:
 	$(PYTHON) -m venv .cache/pip-tools

@@ -62,7 +62,7 @@ def test_the_page_has_every_command_of_the_code() -> None:
             prog = {"service.score": "glow-score"}.get(module, f"python -m {module}")
             assert prog in PARSERS, module
             assert section(prog), prog
-    for path in (ROOT / "benchmarks").rglob("*.py"):
+    for path in [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "reliability").rglob("*.py")]:
         if '__name__ == "__main__"' in path.read_text() and path.parent.name != "peers":
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
             assert f"| `python -m {module}` |" in PAGE, module
