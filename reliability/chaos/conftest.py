@@ -53,17 +53,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def added(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Figures of faults that happened in several runs."""
-    totals = {one["promise"]: one for one in before}
+    totals = {one["fault"]: one for one in before}
     for one in now:
-        if (old := totals.get(one["promise"])) is None:
-            totals[one["promise"]] = one
+        if (old := totals.get(one["fault"])) is None:
+            totals[one["fault"]] = one
             continue
         recoveries = [value for value in (old["recovery_s"], one["recovery_s"]) if value is not None]
         sums = {
             name: old[name] + one[name] for name in ("requests", "ok", "ended", "wrong", "lost", "unreached", "rounds")
         }
         refused = dict(sorted((Counter(old["refused"]) + Counter(one["refused"])).items()))
-        totals[one["promise"]] = {**one, **sums, "refused": refused, "recovery_s": max(recoveries, default=None)}
+        totals[one["fault"]] = {**one, **sums, "refused": refused, "recovery_s": max(recoveries, default=None)}
     return list(totals.values())
 
 
@@ -98,10 +98,12 @@ def scene(
 
     What is random is the same for the same seed, whatever other tests run.
     """
-    name = request.node.name
-    chance = random.Random(zlib.crc32(f"{request.config.option.seed} {name}".encode()))
+    node = request.node
+    params = getattr(node, "callspec", None)
+    further = "" if params is None else f" ({', '.join(f'{name} {value}' for name, value in params.params.items())})"
+    chance = random.Random(zlib.crc32(f"{request.config.option.seed} {node.name}".encode()))
     table, spoilt = rows
     scene = Scene(artifacts, table, spoilt, settings, tmp_path, chance)
     yield scene
-    fault = request.node.get_closest_marker("fault").args[0]
-    request.config.stash[_FIGURES].append(scene.kept(fault, name.removeprefix("test_").replace("_", " ")))
+    promise = node.originalname.removeprefix("test_").replace("_", " ")
+    request.config.stash[_FIGURES].append(scene.kept(f"{node.get_closest_marker('fault').args[0]}{further}", promise))
