@@ -219,12 +219,18 @@ def _is_categorical(table: Table, name: str, wanted: Selection) -> bool:
 
 
 def _kept_batches(part: Part, columns: list[str], kept: Array) -> Iterator[tuple[Array, pa.RecordBatch]]:
-    """Iterate over the kept rows: their numbers in the table, and their values."""
+    """Iterate over the kept rows: their numbers in the table, and their values.
+
+    Raises DataError where there are other rows than a file announces.
+    """
     start = part.rows.start
     for batch in part.batches(columns):
         mask = kept[start : start + batch.num_rows]
         yield start + np.flatnonzero(mask), batch if mask.all() else batch.filter(pa.array(mask))
         start += batch.num_rows
+    if start != part.rows.stop:
+        found = start - part.rows.start
+        raise DataError(f"{part.source}: {len(part.rows)} rows are announced, but column {columns[0]!r} has {found}")
 
 
 def _categories(

@@ -377,3 +377,10 @@ def test_two_columns_of_one_name_and_too_many_categories_are_refused(
     monkeypatch.setattr(tables, "MAX_CATEGORIES", 2)
     with pytest.raises(DataError, match="column 'color' holds more than 2 names, too many categories"):
         load(write(tmp_path / "b.parquet", {"color": COLORS}), tmp_path)
+
+
+def test_a_file_that_has_fewer_rows_than_it_announces_is_refused() -> None:
+    batch = pa.record_batch({"a": [1.0, 2.0]})
+    part = tables.Part("x.parquet", range(3), 0, lambda columns: iter([batch.select(columns)]))
+    with pytest.raises(DataError, match=r"x\.parquet: 3 rows are announced, but column 'a' has 2"):
+        tables.read_table(tables.Table("x", batch.schema, [part], streamed=True), Selection())
