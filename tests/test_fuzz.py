@@ -111,6 +111,13 @@ async def test_an_application_that_fails_is_found(monkeypatch: pytest.MonkeyPatc
     await asyncio.sleep(0.1)
 
 
+async def test_what_a_request_leaves_behind_is_found(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
+    await Connections(app).take(b"GET /livez HTTP/1.1\r\n\r\n")
+    monkeypatch.setattr(app.state.service.room, "taken", 7)
+    with pytest.raises(Finding, match="still holds .*7"):
+        await Connections(app).take(b"GET /livez HTTP/1.1\r\n\r\n")
+
+
 @given(st.randoms(use_true_random=False))
 def test_changed_json_is_json_where_it_stood(random: Random) -> None:
     data = b"{ab" + json.dumps({"a": [1, {"b": None}], "c": "d"}).encode() + b"\xff"

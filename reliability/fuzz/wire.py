@@ -75,12 +75,22 @@ class Connections:
                 protocol.connection_lost(None)
             logging.getLogger().removeHandler(self._log)
             loop.set_exception_handler(None)
+        held = _held(self._app)
+        if held:
+            raise Finding(f"what is over still holds {held}")
         if self._log.records:
             raise Finding(f"the log has errors: {self._log.records[0]}")
         allowed = {504} if TIMEOUT.encode() in data.lower() or b"timeout" in data else set()
         for status in self._statuses:
             if status >= 500 and status not in allowed:
                 raise Finding(f"an answer of status {status}")
+
+
+def _held(app: ASGIApp) -> dict[str, int]:
+    """What requests under way hold of an application of ours."""
+    service = getattr(getattr(app, "state", None), "service", None)
+    held = {"bytes": service.room.taken, "requests": service.metrics.in_flight} if service is not None else {}
+    return {name: num for name, num in held.items() if num}
 
 
 class _Records(logging.Handler):
@@ -201,6 +211,10 @@ def seeds() -> Iterator[bytes]:
     raw = np.ones(5).tobytes()
     yield request("POST", "/v2/models/tiny-mixed.encode/infer", raw, **{JSON_SIZE: "0", "accept-encoding": "gzip"})
     yield b"POST /v2/repository/index HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+    upgrade = {"connection": "upgrade", "upgrade": "websocket"}
+    yield request("POST", "/encode", b'{"inputs": [[1, 0.5, 3, 7, 0.5]]}', **upgrade) + request("GET", "/livez")
+    yield request("POST", "/sample", b'{"n": 1}', expect="100-continue", traceparent="00-1-2-3")
+    yield request("CONNECT", "a:80") + request("OPTIONS", "*")
     yield request("GET", "/livez") + request("HEAD", "/models") + b"GET / HTTP/1.0\r\n\r\n"
 
 
@@ -223,7 +237,7 @@ _WORDS = (
     *(b"&alpha= &scores= &dequantization_samples= &n= &seed= &first= &temperature= &explain=true &fdr=".split()),
     *(b"tiny-mixed tiny-images npy arrow png json %00 %f0 %ed%a0%80 deflate gzip application/json */*;q= ".split()),
     *(f"\r\n{name}: ".encode() for name in ("accept", "content-type", "content-encoding", TIMEOUT, JSON_SIZE)),
-    *(f"\r\n{name}: ".encode() for name in ("x-request-id", "transfer-encoding", "authorization", "expect", "cookie")),
+    *(f"\r\n{name}: ".encode() for name in ("x-request-id", "transfer-encoding", "authorization", "expect", "upgrade")),
     json.dumps({"samples": 2, "seed": 1}).encode(),
 )
 TARGETS = [Target("http", read_connection, seeds, words=_WORDS, repair=repair, holds_json=True)]
