@@ -114,7 +114,7 @@ async def test_an_application_that_fails_is_found(monkeypatch: pytest.MonkeyPatc
 async def test_what_a_request_leaves_behind_is_found(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
     await Connections(app).take(b"GET /livez HTTP/1.1\r\n\r\n")
     monkeypatch.setattr(app.state.service.room, "taken", 7)
-    with pytest.raises(Finding, match="still holds .*7"):
+    with pytest.raises(Finding, match=r"still holds .*7"):
         await Connections(app).take(b"GET /livez HTTP/1.1\r\n\r\n")
 
 

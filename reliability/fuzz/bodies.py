@@ -9,9 +9,9 @@ import json
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -54,7 +54,7 @@ def read_json(body: bytes) -> None:
         return json_body.read_rows(body, "inputs", check_rows)
 
     def exact() -> tuple[object, dict[str, Any]]:
-        with mock.patch.object(json_body, "_split", nothing):
+        with without(json_body, "_split"):
             return json_body.read_rows(body, "inputs", check_rows)
 
     (rows, others), (same, same_others) = alike(fast, exact)
@@ -71,8 +71,15 @@ def read_json(body: bytes) -> None:
     )
 
 
-def nothing(*_: object) -> None:
-    """Stands for a fast way that gives up."""
+@contextmanager
+def without(module: ModuleType, fast_way: str) -> Iterator[None]:
+    """Let a fast way give up, whatever it is given; as unittest.mock does, at a hundredth of its cost."""
+    whole = getattr(module, fast_way)
+    setattr(module, fast_way, lambda *_: None)
+    try:
+        yield
+    finally:
+        setattr(module, fast_way, whole)
 
 
 def _as_orjson(text: str) -> int | float:
