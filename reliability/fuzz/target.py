@@ -5,9 +5,11 @@ from __future__ import annotations
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from service.artifact import Signature
 from service.columns import Column
@@ -86,6 +88,17 @@ class Budget:
             raise Finding(f"took {seconds:.1f} s of the processor; {self._max_seconds:g} is the most")
         if growth > self._max_growth_mb:
             raise Finding(f"took {growth:.0f} MB of memory; {self._max_growth_mb:g} is the most")
+
+
+@contextmanager
+def replaced(module: ModuleType, name: str, by: object) -> Iterator[None]:
+    """Exchange a function of a module for a while, as unittest.mock does, at a hundredth of its cost."""
+    original = getattr(module, name)
+    setattr(module, name, by)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
 
 
 def peak_mb() -> float:
