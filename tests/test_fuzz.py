@@ -130,14 +130,14 @@ def test_changed_json_is_json_where_it_stood(random: Random) -> None:
 
 def test_figures_add_up_as_long_as_the_code_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "FIGURES", tmp_path)
-    command.keep(Campaign("json", 1000, 2.0, 500, 3, 0, 300, 1.5, "a"), add=True)
-    command.keep(Campaign("npy", 10, 1.0, 10, 1, 1, 300, 1.0, "a"), add=True)
-    command.keep(Campaign("json", 500, 1.0, 500, 4, 0, 200, 2.5, "a"), add=True)
+    command.keep(Campaign("json", 1000, 2.0, 500, 0, 300, 1.5, "a"), add=True)
+    command.keep(Campaign("npy", 10, 1.0, 10, 1, 300, 1.0, "a"), add=True)
+    command.keep(Campaign("json", 500, 1.0, 500, 0, 200, 2.5, "a"), add=True)
     figures = record.read("fuzz")
     assert (figures["inputs"], figures["findings"]) == (1510, 1)
-    together = Campaign("json", 1500, 3.0, 500, 4, 0, 300, 2.5, "a")
-    assert {"target": "json", **figures["targets"]["json"]} == asdict(together)
-    command.keep(Campaign("json", 7, 1.0, 7, 4, 0, 200, 2.5, "b"), add=True)
+    together = Campaign("json", 1500, 3.0, 500, 0, 300, 2.5, "a")
+    assert figures["targets"]["json"] == {**asdict(together), "corpus": len(kept("json"))}
+    command.keep(Campaign("json", 7, 1.0, 7, 0, 200, 2.5, "b"), add=True)
     assert record.read("fuzz")["inputs"] == 17
-    command.keep(Campaign("npy", 5, 1.0, 10, 1, 1, 300, 1.0, "a"), add=False)
+    command.keep(Campaign("npy", 5, 1.0, 10, 1, 300, 1.0, "a"), add=False)
     assert record.read("fuzz")["inputs"] == 12

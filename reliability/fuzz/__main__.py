@@ -7,9 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +33,8 @@ class Campaign:
 
     target: str
     inputs: int
-    seconds: float  # with what it takes to begin
+    seconds: float
     inputs_per_s: int
-    corpus: int  # inputs that are kept
     findings: int  # inputs that broke a promise, ended the process or never ended
     peak_rss_mb: int
     slowest_ms: float  # input, of the processor
@@ -47,17 +45,14 @@ class Campaign:
 
     def plus(self, before: dict[str, Any]) -> Campaign:
         """This and what campaigns before it came to."""
-        inputs, taken_s = self.inputs + before["inputs"], self.seconds + before["seconds"]
-        return Campaign(
-            target=self.target,
+        inputs, seconds = self.inputs + before["inputs"], self.seconds + before["seconds"]
+        return replace(
+            self,
             inputs=inputs,
-            seconds=round(taken_s, 1),
-            inputs_per_s=round(inputs / taken_s),
-            corpus=self.corpus,
-            findings=self.findings,
+            seconds=seconds,
+            inputs_per_s=round(inputs / seconds),
             peak_rss_mb=max(self.peak_rss_mb, before["peak_rss_mb"]),
             slowest_ms=max(self.slowest_ms, before["slowest_ms"]),
-            code=self.code,
         )
 
 
@@ -87,6 +82,7 @@ def main(argv: list[str]) -> None:
             raise UsageError(f"no target {name!r}{did_you_mean(name, targets())}")
         if args.minimize:
             minimize(name)
+            keep(None)
             continue
         campaign = fuzz(name, args.seconds, args.runs)
         tell(campaign, args.json)
@@ -107,16 +103,14 @@ def fuzz(name: str, for_s: float, runs: int | None) -> Campaign:
     words.write_text("".join(f'"{word}"\n' for word in escaped))
     options = [f"-max_total_time={round(for_s)}", *([f"-runs={runs}"] if runs else [])]
     options += [f"-dict={words}"] if targets()[name].words else []
-    begun = time.monotonic()
     told = _libfuzzer(name, options, [corpus, *([CORPUS / name] if kept(name) else [])])
-    taken_s = time.monotonic() - begun
     inputs = int(_figure(told, r"stat::number_of_executed_units: +(\d+)"))
+    taken_s = _figure(told, r"Done \d+ runs in (\d+) second")
     return Campaign(
         target=name,
         inputs=inputs,
-        seconds=round(taken_s, 1),
-        inputs_per_s=round(inputs / taken_s),
-        corpus=len(kept(name)),
+        seconds=taken_s,
+        inputs_per_s=round(inputs / max(1.0, taken_s)),
         findings=len([path for path in findings.iterdir() if path.suffix != ".txt"]),
         peak_rss_mb=int(_figure(told, r"stat::peak_rss_mb: +(\d+)")),
         slowest_ms=_figure(told, r"slowest_ms: ([\d.]+)"),
@@ -124,20 +118,24 @@ def fuzz(name: str, for_s: float, runs: int | None) -> Campaign:
     )
 
 
-def keep(campaign: Campaign, add: bool) -> None:
-    """Keep the figures of a campaign beside those of other targets; ``add`` to its own where its code is the same."""
-    kept_targets: dict[str, Any] = {}
+def keep(campaign: Campaign | None, add: bool = False) -> None:
+    """Keep the figures of a campaign beside those of other targets; ``add`` to its own where its code is the same.
+
+    And how many inputs are kept of each.
+    """
+    figures: dict[str, Any] = {}
     with suppress(FileNotFoundError):
-        kept_targets = record.read("fuzz")["targets"]
-    before = kept_targets.get(campaign.target)
-    if add and before is not None and before["code"] == campaign.code:
-        campaign = campaign.plus(before)
-    figures = asdict(campaign)
-    kept_targets[figures.pop("target")] = figures
-    totals = {name: sum(each[name] for each in kept_targets.values()) for name in ("inputs", "findings", "corpus")}
+        figures = record.read("fuzz")["targets"]
+    if campaign is not None:
+        before = figures.get(campaign.target)
+        if add and before is not None and before["code"] == campaign.code:
+            campaign = campaign.plus(before)
+        figures[campaign.target] = asdict(campaign)
+    figures = {name: {**figures[name], "corpus": len(kept(name))} for name in targets() if name in figures}
+    totals = {name: sum(each[name] for each in figures.values()) for name in ("inputs", "findings", "corpus")}
     limits: dict[str, float] = {"max_input_bytes": MAX_BYTES, "max_rss_mb": MAX_RSS_MB, "hang_s": HANG_S}
     limits |= {"max_input_s": MAX_SECONDS, "max_input_growth_mb": MAX_GROWTH_MB}
-    record.keep("fuzz", {**totals, "limits": limits, "targets": dict(sorted(kept_targets.items()))})
+    record.keep("fuzz", {**totals, "limits": limits, "targets": figures})
 
 
 def minimize(name: str) -> None:
