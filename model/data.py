@@ -120,7 +120,7 @@ def _read_idx(path: Path) -> Array:
 
 
 def _read_npz(path: Path) -> tuple[Array, Array | None]:
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:  # which it may leave open
         names = archive.files
         name = next((name for name in NPZ_NAMES if name in names), None)
         if name is None:

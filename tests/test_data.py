@@ -106,6 +106,7 @@ def test_scikit_learn_sets_are_named() -> None:
         ("a.parquet", "not parquet", "cannot be read"),
         ("a.npy", b"\x93NUMPY\x01\x00", "cannot be read"),
         ("a.npz", b"PK", "cannot be read"),
+        ("a.npz", b"PK\3\4", "cannot be read"),  # and closed
         ("a.idx", idx(PIXELS)[:-3], "its header announces 2x4x4 bytes, but 29 follow"),
         ("a.idx", b"\0\0\x09\x01", "not an idx file of bytes"),
         ("a.idx", b"", "it starts with nothing"),
