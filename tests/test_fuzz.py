@@ -16,8 +16,10 @@ from reliability import record
 from reliability.fuzz import __main__ as command
 from reliability.fuzz import trees, wire
 from reliability.fuzz.__main__ import Campaign
-from reliability.fuzz.table import CORPUS, find, kept, targets
-from reliability.fuzz.target import MAX_BYTES, Budget, Finding, Target
+from reliability.fuzz.code import digest_of
+from reliability.fuzz.limits import MAX_BYTES
+from reliability.fuzz.table import CORPUS, kept, module_of, targets
+from reliability.fuzz.target import Budget, Finding, Target
 from reliability.fuzz.wire import Connections
 from service.errors import BadRequest, Unavailable
 from tests.wire import mutated
@@ -37,7 +39,7 @@ def spoiled(target: Target) -> st.SearchStrategy[bytes]:
 
 @pytest.mark.parametrize("name", READERS)
 def test_what_fuzzing_kept_is_taken_or_refused(name: str) -> None:
-    target = find(name)
+    target = targets()[name]
     assert any(target.check(seed) for seed in target.seeds()) or name == "client"
     for path in kept(name):
         target.check(path.read_bytes())
@@ -46,16 +48,16 @@ def test_what_fuzzing_kept_is_taken_or_refused(name: str) -> None:
 @pytest.mark.parametrize("name", READERS)
 def test_what_is_nearly_of_a_format_is_taken_or_refused(name: str) -> None:
     @settings(max_examples=40)
-    @given(spoiled(find(name)))
+    @given(spoiled(targets()[name]))
     def check(data: bytes) -> None:
-        find(name).check(data)
+        targets()[name].check(data)
 
     check()
 
 
 async def test_no_bytes_of_a_connection_are_answered_by_a_server_error(app: FastAPI) -> None:
     connections, random = Connections(app), Random(0)
-    seeds = list(find("http").seeds())
+    seeds = list(targets()["http"].seeds())
     for data in (*seeds, *(path.read_bytes() for path in kept("http"))):
         await connections.take(data)
     for seed in random.choices(seeds, k=150):
@@ -136,8 +138,14 @@ def test_figures_add_up_as_long_as_the_code_is_the_same(tmp_path: Path, monkeypa
     figures = record.read("fuzz")
     assert (figures["inputs"], figures["findings"]) == (1510, 1)
     together = Campaign("json", 1500, 3.0, 500, 0, 300, 2.5, "a")
-    assert figures["targets"]["json"] == {**asdict(together), "corpus": len(kept("json"))}
+    assert {"target": "json", **figures["targets"]["json"]} == {**asdict(together), "corpus": len(kept("json"))}
     command.keep(Campaign("json", 7, 1.0, 7, 0, 200, 2.5, "b"), add=True)
     assert record.read("fuzz")["inputs"] == 17
     command.keep(Campaign("npy", 5, 1.0, 10, 1, 300, 1.0, "a"), add=False)
     assert record.read("fuzz")["inputs"] == 12
+
+
+def test_the_digest_of_code_is_that_of_what_a_target_reaches() -> None:
+    digests = [digest_of(module_of(name)) for name in ("json", "npy", "client", "http")]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
-import subprocess
 import sys
+import traceback
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,13 +17,11 @@ from common.cli import Parser, count, did_you_mean, listing, run_command, second
 from common.errors import UsageError
 from common.extras import require
 from reliability import record
-from reliability.fuzz.table import CORPUS, kept, targets
-from reliability.fuzz.target import MAX_BYTES, MAX_GROWTH_MB, MAX_SECONDS
+from reliability.fuzz.code import ROOT, digest_of
+from reliability.fuzz.limits import HANG_S, MAX_BYTES, MAX_GROWTH_MB, MAX_RSS_MB, MAX_SECONDS
+from reliability.fuzz.table import CORPUS, kept, module_of, targets
 
-ROOT = Path(__file__).parents[2]
 WORK = ROOT / "build" / "fuzz"
-MAX_RSS_MB = 1024
-HANG_S = 60
 MAX_KEPT = 64  # inputs of a target
 _OF_CONTENT = re.compile("[0-9a-f]{16}")  # names of those that are kept for what they reach
 
@@ -76,6 +75,9 @@ def parser() -> Parser:
 def main(argv: list[str]) -> None:
     """Run campaigns, and keep their figures."""
     require("fuzz", "atheris")
+    from reliability.fuzz import campaign
+
+    campaign.load()
     args = parser().parse_args(argv)
     for name in args.targets or targets():
         if name not in targets():
@@ -84,9 +86,9 @@ def main(argv: list[str]) -> None:
             minimize(name)
             keep(None)
             continue
-        campaign = fuzz(name, args.seconds, args.runs)
-        tell(campaign, args.json)
-        keep(campaign, args.add)
+        figures = fuzz(name, args.seconds, args.runs)
+        tell(figures, args.json)
+        keep(figures, args.add)
 
 
 def fuzz(name: str, for_s: float, runs: int | None) -> Campaign:
@@ -114,7 +116,7 @@ def fuzz(name: str, for_s: float, runs: int | None) -> Campaign:
         findings=len([path for path in findings.iterdir() if path.suffix != ".txt"]),
         peak_rss_mb=int(_figure(told, r"stat::peak_rss_mb: +(\d+)")),
         slowest_ms=_figure(told, r"slowest_ms: ([\d.]+)"),
-        code=re.findall(r"^code: (\w+)", told, re.MULTILINE)[0],
+        code=digest_of(module_of(name)),
     )
 
 
@@ -131,6 +133,7 @@ def keep(campaign: Campaign | None, add: bool = False) -> None:
         if add and before is not None and before["code"] == campaign.code:
             campaign = campaign.plus(before)
         figures[campaign.target] = asdict(campaign)
+        del figures[campaign.target]["target"]
     figures = {name: {**figures[name], "corpus": len(kept(name))} for name in targets() if name in figures}
     totals = {name: sum(each[name] for each in figures.values()) for name in ("inputs", "findings", "corpus")}
     limits: dict[str, float] = {"max_input_bytes": MAX_BYTES, "max_rss_mb": MAX_RSS_MB, "hang_s": HANG_S}
@@ -154,17 +157,28 @@ def minimize(name: str) -> None:
 
 
 def _libfuzzer(name: str, options: list[str], folders: list[Path]) -> str:
-    """Run libFuzzer in a process of its own; returns what it told."""
+    """Run libFuzzer in a process of its own, which has all that this one has imported; returns what it told."""
+    from reliability.fuzz import campaign
+
     findings, log = WORK / name / "findings", WORK / name / "log"
-    command = [
-        *(sys.executable, "-W", "ignore", "-m", "reliability.fuzz.campaign", name, str(findings)),
+    arguments = [
         *(f"-artifact_prefix={findings}/", f"-max_len={MAX_BYTES}", f"-rss_limit_mb={MAX_RSS_MB}"),
         *(f"-timeout={HANG_S}", "-print_final_stats=1", *options, *map(str, folders)),
     ]
-    with log.open("w") as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, check=False)
+    sys.stdout.flush()
+    process = os.fork()
+    if not process:
+        try:
+            with log.open("w") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            campaign.fuzz(targets()[name], findings, arguments)
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+    _, status = os.waitpid(process, 0)
     told = log.read_text(errors="replace")
-    if done.returncode and not any(findings.iterdir()):
+    if status and not any(findings.iterdir()):
         raise UsageError(f"{log}: the campaign broke off: {told[-300:]}")
     return told
 

@@ -1,37 +1,49 @@
-"""One target under atheris, in a process of its own: ``python -m reliability.fuzz.campaign TARGET FINDINGS ...``.
+"""One target under atheris, in a process that libFuzzer ends.
 
-What follows are arguments of libFuzzer. Inputs that break a promise are written to the folder FINDINGS, one for each
-place in the code, and fuzzing goes on; those that end the process or never end are libFuzzer's to write.
+Inputs that break a promise are written to a folder of findings, one for each place in the code, and fuzzing goes on;
+those that end the process or never end are libFuzzer's to write.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import io
 import logging
 import shlex
 import sys
 import traceback
+from contextlib import redirect_stderr
 from pathlib import Path
 from random import Random
+from typing import TYPE_CHECKING
 
 import atheris
 
 from reliability.fuzz import trees
+from reliability.fuzz.code import PACKAGES, ROOT
+from reliability.fuzz.table import targets
 
-ROOT = Path(__file__).parents[2]
-PACKAGES = ("common", "model", "service")
+if TYPE_CHECKING:
+    from reliability.fuzz.target import Target
+
 _OF_TREES, _REPAIRED = 0.5, 0.8  # shares of mutations
 _LIBRARIES = ["numpy.lib._format_impl", "zipfile", "tomllib"]  # read for us, and can be followed
 
 
-def main(name: str, findings: Path, arguments: list[str]) -> None:
-    """Fuzz a target until libFuzzer ends."""
-    with atheris.instrument_imports(include=[*PACKAGES, *_LIBRARIES]):
-        from reliability.fuzz.table import find
-        from reliability.fuzz.target import Budget
+def load() -> dict[str, Target]:
+    """Import all targets, so that libFuzzer learns which of our code an input has reached."""
+    with redirect_stderr(io.StringIO()), atheris.instrument_imports(include=[*PACKAGES, *_LIBRARIES]):
+        found = targets()
+    gc.collect()
+    gc.freeze()  # or a collection would look through all of torch's modules, and an input seem slow
+    return found
 
-        target = find(name)
-    print(f"code: {_digest_of_code()}", file=sys.stderr)
+
+def fuzz(target: Target, findings: Path, arguments: list[str]) -> None:
+    """Fuzz a target, or do what else libFuzzer's arguments say; libFuzzer ends the process."""
+    from reliability.fuzz.target import Budget
+
     logging.disable(logging.WARNING)
     for seed in target.seeds():  # what is loaded when it is first needed is no input's
         target.check(seed)
@@ -48,7 +60,7 @@ def main(name: str, findings: Path, arguments: list[str]) -> None:
             _note(findings, data, error)
         if budget.slowest_s > slowest_s:
             slowest_s = budget.slowest_s
-            print(f"slowest_ms: {1e3 * slowest_s:.1f}", file=sys.stderr)
+            print(f"slowest_ms: {1e3 * slowest_s:.1f}", file=sys.stderr, flush=True)
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         random = Random(seed)
@@ -60,16 +72,10 @@ def main(name: str, findings: Path, arguments: list[str]) -> None:
             mutated = target.repair(mutated)[:max_size]
         return mutated
 
-    again = shlex.join([sys.executable, "-m", __spec__.name, name, str(findings)])  # to merge, libFuzzer runs itself
+    # To merge, libFuzzer runs itself.
+    again = shlex.join([sys.executable, "-W", "ignore", "-m", "reliability.fuzz.campaign", target.name, str(findings)])
     atheris.Setup([again, *arguments], take, custom_mutator=mutate)
     atheris.Fuzz()
-
-
-def _digest_of_code() -> str:
-    """Digest of those of our modules that were imported, among them all that a target can reach."""
-    files = {Path(getattr(module, "__file__", None) or "") for module in sys.modules.values()}
-    ours = sorted(file for file in files if any(file.is_relative_to(ROOT / package) for package in PACKAGES))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in ours)).hexdigest()[:12]
 
 
 def _note(findings: Path, data: bytes, error: Exception) -> None:
@@ -80,8 +86,8 @@ def _note(findings: Path, data: bytes, error: Exception) -> None:
     if not path.exists():
         path.write_bytes(data)
         path.with_suffix(".txt").write_text("".join(traceback.format_exception(error)))
-        print(f"finding: {path}: {error}"[:300], file=sys.stderr)
+        print(f"finding: {path}: {error}"[:300], file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    fuzz(load()[sys.argv[1]], Path(sys.argv[2]), sys.argv[3:])

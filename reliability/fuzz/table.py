@@ -5,40 +5,27 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from reliability.fuzz.target import Target
+if TYPE_CHECKING:
+    from reliability.fuzz.target import Target
 
 CORPUS = Path(__file__).with_name("corpus")
-_MODULES = (
-    "bodies",
-    "pictures",
-    "oip",
-    "options",
-    "answers",
-    "artifacts",
-    "files",
-    "wire",
-)  # the soonest imported first
-
-
-def find(name: str) -> Target:
-    """A target, for which no module behind its own is imported. Raises KeyError."""
-    for module in _MODULES:
-        for target in _of(module):
-            if target.name == name:
-                return target
-    raise KeyError(name)
+_MODULES = [
+    f"reliability.fuzz.{name}"
+    for name in ("bodies", "pictures", "oip", "options", "answers", "artifacts", "files", "wire")
+]
 
 
 @cache
 def targets() -> dict[str, Target]:
-    """All of them."""
-    return {target.name: target for module in _MODULES for target in _of(module)}
+    """All targets; what they read with is imported no sooner than they are asked for."""
+    return {target.name: target for module in _MODULES for target in import_module(module).TARGETS}
 
 
-def _of(module: str) -> list[Target]:
-    found: list[Target] = import_module(f"reliability.fuzz.{module}").TARGETS
-    return found
+def module_of(name: str) -> str:
+    """The module that a target stands in."""
+    return next(module for module in _MODULES if any(target.name == name for target in import_module(module).TARGETS))
 
 
 def kept(name: str) -> list[Path]:

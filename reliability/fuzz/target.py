@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from reliability.fuzz.limits import MAX_GROWTH_MB, MAX_SECONDS
 from service.artifact import Signature
 from service.columns import Column
 from service.errors import ServiceError
-
-MAX_BYTES = 4096  # of an input; what may grow out of so few bytes is bounded:
-MAX_SECONDS = 2.0  # of the processor
-MAX_GROWTH_MB = 256  # of the process's peak
 
 IMAGES = Signature(name="tiny-images", version="0" * 12, kind="image", shape=(1, 8, 8), value_range=(0, 15))
 MIXED = Signature(
