@@ -37,7 +37,7 @@ def check_rows(num: int) -> None:
         raise TooLarge(f"{num} rows")
 
 
-def check_inputs(rows: Any, shape: tuple[int, ...]) -> None:  # noqa: ANN401 (what NumPy takes) (any array)
+def check_inputs(rows: Any, shape: tuple[int, ...]) -> None:  # noqa: ANN401 (any array)
     """Assert what every model may rely on."""
     assert shape in (MIXED.shape, IMAGES.shape), shape
     assert rows.shape[1:] == shape, rows.shape
@@ -215,7 +215,7 @@ def npy_bytes(array: Any) -> bytes:  # noqa: ANN401 (what NumPy takes)
     return stream.getvalue()
 
 
-def arrow_bytes(table: pa.Table, **options: Any) -> bytes:  # noqa: ANN401 (what NumPy takes) (of many kinds)
+def arrow_bytes(table: pa.Table, **options: Any) -> bytes:  # noqa: ANN401 (of many kinds)
     """A table as Arrow writes it."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:

@@ -28,7 +28,7 @@ def mutate(data: bytes, random: Random) -> bytes:
     return data
 
 
-def _changed(value: Any, random: Random) -> Any:  # noqa: ANN401 (any JSON) (any JSON value)
+def _changed(value: Any, random: Random) -> Any:  # noqa: ANN401 (any JSON)
     """The same tree, but for one node, which is left out, said twice, wrapped, or another."""
     places = [
         (value, key) for value in _nodes(value) for key in (value if isinstance(value, dict) else range(len(value)))
