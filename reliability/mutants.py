@@ -1,8 +1,9 @@
 """Mutants: the code changed in one place at a time, and how many of the changes the tests notice.
 
 ``reliability/mutants.toml`` says which files make a group, which tests are to notice, and which of cosmic-ray's
-operators change the code. A mutant is written into a copy of the tree and tested in a forked process that has the
-libraries imported already: a fraction of a second instead of the three that importing torch takes.
+operators change the code. Mutants that no test could notice, since they do the same, count as survivors. A mutant is
+written into a copy of the tree and tested in a forked process that has the libraries imported already: a fraction of a
+second instead of the three that importing torch takes.
 """
 
 from __future__ import annotations
@@ -74,11 +75,6 @@ class Mutant:
         """The same as long as the file is."""
         return hashlib.sha256(f"{self.file}\n{self.code}".encode()).hexdigest()[:16]
 
-    def changed_lines(self, source: str) -> list[str]:
-        """The lines of the mutant that the file does not have."""
-        lines = difflib.unified_diff(source.splitlines(), self.code.splitlines(), n=0, lineterm="")
-        return [line[1:].strip() for line in lines if line.startswith("+") and not line.startswith("+++")]
-
     def diff(self, source: str) -> str:
         return "\n".join(difflib.unified_diff(source.splitlines(), self.code.splitlines(), self.file, n=1, lineterm=""))
 
@@ -129,12 +125,6 @@ def mutants_of(batch: Batch, timeout_s: int, jobs: int) -> list[Mutant]:
         for line, code in changed
     ]
     return list({mutant.id: mutant for mutant in mutants}.values())
-
-
-def is_equivalent(mutant: Mutant, source: str) -> bool:
-    """Whether the mutant is one of those that are known to change nothing, with the reason."""
-    lines = mutant.changed_lines(source)
-    return any(entry["file"] == mutant.file and lines == [entry["becomes"]] for entry in CONFIG["equivalent"])
 
 
 def in_child(work: Callable[[], int], timeout_s: int = 0) -> int:
@@ -283,22 +273,21 @@ def wilson(killed: int, run: int) -> list[float]:
     return [round((centre + sign * half) / (1 + z * z / run), 4) for sign in (-1, 1)]
 
 
-def figures(mutants: list[Mutant], equivalent: set[str], results: dict[str, Result]) -> dict[str, Any]:
+def figures(mutants: list[Mutant], results: dict[str, Result]) -> dict[str, Any]:
     """Of each group: mutants, those that were run, and what became of them."""
     told = {}
     for group in dict.fromkeys(mutant.group for mutant in mutants):
         ids = {mutant.id for mutant in mutants if mutant.group == group}
-        outcomes = Counter(results[name].outcome for name in ids - equivalent if name in results)
+        outcomes = Counter(results[name].outcome for name in ids if name in results)
         run, noticed = outcomes.total(), outcomes[KILLED] + outcomes[TIMEOUT]
         told[group] = {
             "mutants": len(ids),
-            "equivalent": len(ids & equivalent),
             "run": run,
             "killed": outcomes[KILLED],
             "timeout": outcomes[TIMEOUT],
             "survived": outcomes[SURVIVED],
             "share": round(noticed / run, 4) if run else None,
-            "interval_95": wilson(noticed, run) if 0 < run < len(ids - equivalent) else None,
+            "interval_95": wilson(noticed, run) if 0 < run < len(ids) else None,
         }
     return told
 
@@ -312,29 +301,29 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no mutant later than this")
     parser.add_argument(
-        "--out", type=Path, default=Path("build/mutants.jsonl"), help="results; what was killed there is not run again"
+        "--out", type=Path, default=Path("build/mutants.jsonl"), help="results; what was noticed there is not run again"
     )
     parser.add_argument("--keep", type=Path, help="where the figures go, instead of reliability/figures")
     arguments = parser.parse_args()
     deadline = time.time() + arguments.seconds
     out = arguments.out.resolve()
+    keep = arguments.keep and arguments.keep.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     known = [Result(**json.loads(line)) for line in out.read_text().splitlines()] if out.exists() else []
-    results = {result.id: result for result in known if result.outcome != SURVIVED}
+    results = {result.id: result for result in known}
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         first = Path(scratch) / "0"
         first.mkdir()
         mutants, left_out = prepare(first, arguments.groups, arguments.jobs)
-        sources = {mutant.file: (ROOT / mutant.file).read_text() for mutant in mutants}
-        equivalent = {mutant.id for mutant in mutants if is_equivalent(mutant, sources[mutant.file])}
         order = random.Random(arguments.seed)
         chosen: list[list[Mutant]] = []
         for group in arguments.groups:
-            of_group = [mutant for mutant in mutants if mutant.group == group and mutant.id not in equivalent]
+            of_group = [mutant for mutant in mutants if mutant.group == group]
             chosen.append(order.sample(of_group, min(len(of_group), arguments.sample or len(of_group))))
         # One of each group in turn, so that what time is left for is a sample of each.
         turns = [mutant for turn in itertools.zip_longest(*chosen) for mutant in turn if mutant is not None]
-        waiting = [mutant for mutant in turns if mutant.id not in results]
+        noticed = {name for name, result in results.items() if result.outcome != SURVIVED}
+        waiting = [mutant for mutant in turns if mutant.id not in noticed]
         folders: multiprocessing.SimpleQueue[str] = multiprocessing.SimpleQueue()
         for job in range(arguments.jobs):
             folder = Path(scratch) / str(job)
@@ -350,14 +339,15 @@ def main() -> None:
                     file.write(json.dumps(asdict(result)) + "\n")
                     file.flush()
         os.chdir(ROOT)
-    told = figures(mutants, equivalent, results)
+    told = figures(mutants, results)
     figures_of = {
         "tool": f"cosmic-ray {version('cosmic-ray')}, {len(CONFIG['operators'])} of its operators",
         "groups": told,
         "tests_left_out": left_out,
     }
-    record.keep("mutants", figures_of, arguments.keep)
-    for result in sorted(results.values(), key=lambda result: (result.file, result.line)):
+    record.keep("mutants", figures_of, keep)
+    run = [results[mutant.id] for mutant in mutants if mutant.id in results]
+    for result in sorted(run, key=lambda result: (result.file, result.line)):
         if result.outcome == SURVIVED:
             print(result.diff)
     print(json.dumps(figures_of, indent=2))
