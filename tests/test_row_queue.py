@@ -1,5 +1,6 @@
 """The queue of rows: each leaves once and in order, small jobs go first, and none waits for ever."""
 
+import itertools
 from collections import Counter
 from typing import Any
 
@@ -45,6 +46,59 @@ def test_a_job_whose_number_of_rows_have_left_is_not_overtaken_any_more() -> Non
     while waiting.left:
         assert last.left or waiting.left == 0
         queue.take()
+
+
+@pytest.mark.parametrize(("num_left", "num_ahead"), [(0, 0), (3, 0), (4, 1), (5, 6), (6, 5), (10, 1)])
+def test_one_row_goes_before_a_job_until_as_many_but_one_have_left_as_that_has(num_left: int, num_ahead: int) -> None:
+    queue = RowQueue[Job](lambda key, waiting: Room(1, 9))
+    queue.push(job("a", 6))
+    queue.push(job("a", 5))
+    for _ in range(num_left):
+        queue.take()
+    assert queue.num_ahead("b", 1) == {"a": num_ahead}
+    queue.push(last := job("b", 1))
+    for _ in range(num_ahead):
+        queue.take()
+        assert last.left == 1
+    queue.take()
+    assert last.left == 0
+
+
+def test_rows_of_a_job_that_leaves_in_parts_count_once() -> None:
+    queue = RowQueue[Job](lambda key, waiting: Room(8, 8))
+    queue.push(first := job("a", 20))
+    queue.push(job("a", 30))
+    for _ in range(2):
+        queue.take()
+    queue.push(small := job("a", 13))  # 16 have left, so it is before the 30
+    assert [part.job for part in queue.take()] == [first, small]
+
+
+def test_what_is_cleared_or_dropped_waits_no_longer_and_all_else_does() -> None:
+    queue = RowQueue[Job](room)
+    jobs = [job("a", 3), job("b", 9), job("a", 30), job("a", 3)]
+    for each in jobs[:3]:
+        queue.push(each)
+    taken = queue.take()
+    assert [(part.job, part.rows.tolist()) for part in taken] == [(jobs[0], [0, 1, 2]), (jobs[2], [0, 1, 2, 3, 4])]
+    queue.push(jobs[3])
+    for gone in (jobs[0], jobs[3], jobs[3]):
+        queue.drop(gone)
+        assert queue.num_waiting == (37 if gone is jobs[0] else 34)
+    assert queue.waiting == {"a": 25, "b": 9}
+    assert set(queue.clear()) == {jobs[1], jobs[2]}
+    assert (queue.num_waiting, queue.waiting, queue.take(), queue.take(brief=True)) == (0, {}, [], [])
+
+
+def test_outputs_of_a_job_come_together_however_they_are_cut() -> None:
+    outputs = (np.arange(14.0).reshape(7, 2), np.arange(7, dtype=np.int8))
+    for cuts in ([0, 7], [0, 1, 7], [0, 3, 4, 6, 7]):
+        each = job("a", 7)
+        for start, stop in itertools.pairwise(cuts):
+            each.answer(tuple(output[start:stop] for output in outputs))
+            assert each.answered == stop
+        for whole, expected in zip(each.outputs, outputs, strict=True):
+            np.testing.assert_array_equal(whole, expected, strict=True)
 
 
 def test_a_brief_pass_has_small_jobs_and_as_much_of_large_ones_as_keeps_it_brief() -> None:
