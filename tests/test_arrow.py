@@ -191,7 +191,7 @@ def overlapping() -> bytearray:
         (stream(COLUMNS, compression="lz4"), "compressed Arrow buffers are not read"),
         (stream({"a": np.zeros(65)}, 1), "more than 64 batches"),
         (overlapping(), "the buffers of an Arrow batch overlap"),
-        (stream(pa.table([pa.array([1]), pa.array([2])], ["a", "a"])), "2 columns 'a'"),
+        (stream(pa.table([pa.array([1]), pa.array([2])], ["a", "a"])), "column 'a' 2 times"),
         (
             stream(pa.table({"a": pa.chunked_array([pa.array([t]).dictionary_encode() for t in "xy"])})),
             "more than one dictionary",

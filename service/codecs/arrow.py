@@ -63,7 +63,7 @@ def read(body: bytes | bytearray, check_rows: Callable[[int], None]) -> dict[str
         table.validate(full=True)
         table = _plain(table)
         return {
-            name: _read_column(name, column, body, source)
+            name: _read_column(name, column, body)
             for name, column in zip(table.column_names, table.columns, strict=True)
         }
     except ServiceError:
@@ -92,7 +92,7 @@ def write(columns: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) 
 
 
 def _as_arrow(array: npt.NDArray[Any]) -> pa.Array[Any]:
-    values: pa.Array[Any] = pa.array(array.reshape(-1))
+    values: pa.Array[Any] = pa.array(array.ravel())
     return values if array.ndim == 1 else pa.FixedSizeListArray.from_arrays(values, math.prod(array.shape[1:]))
 
 
@@ -133,42 +133,52 @@ def _check_buffers(data: memoryview, batch: int, body_size: int) -> None:
     vector = _field(data, batch, 2)
     if vector:
         vector = _follow(data, vector)
-        num = struct.unpack_from("<I", data, vector)[0]
+        num = _unpack("<I", data, vector)
         sizes = np.frombuffer(data, "<i8", 2 * num, vector + 4)[1::2]
         if sizes.size and (sizes.min() < 0 or sizes.sum(dtype=np.float64) > body_size):
             raise BadRequest("the buffers of an Arrow batch overlap")
 
 
+def _unpack(form: str, data: memoryview, position: int) -> int:
+    (value,) = struct.unpack_from(form, data, position)
+    return int(value)
+
+
 def _follow(data: memoryview, position: int) -> int:
     """Position of the table that an offset points to."""
-    return position + int(struct.unpack_from("<I", data, position)[0])
+    return position + _unpack("<I", data, position)
 
 
 def _field(data: memoryview, table: int, number: int) -> int:
     """Position of a field of a table; 0 where it has its default."""
-    fields = table - struct.unpack_from("<i", data, table)[0]
-    size, slot = struct.unpack_from("<H", data, fields)[0], 4 + 2 * number
-    offset = struct.unpack_from("<H", data, fields + slot)[0] if slot < size else 0
+    fields = table - _unpack("<i", data, table)
+    size, slot = _unpack("<H", data, fields), 4 + 2 * number
+    offset = _unpack("<H", data, fields + slot) if slot < size else 0
     return table + offset if offset else 0
 
 
 def _int64(data: memoryview, table: int, number: int) -> int:
     """Value of a field of a table."""
     position = _field(data, table, number)
-    return int(struct.unpack_from("<q", data, position)[0]) if position else 0
+    return _unpack("<q", data, position) if position else 0
+
+
+def _column(name: str) -> str:
+    """Tell a column in an error."""
+    return f"column {name[:100]!r}"
 
 
 def _check_schema(schema: pa.Schema) -> None:
     """Refuse columns of the same name and of types that are not read."""
     for name, times in Counter(schema.names).most_common(1):
         if times > 1:
-            raise BadRequest(f"the Arrow stream has {times} columns {name[:100]!r}")
+            raise BadRequest(f"the Arrow stream has {_column(name)} {times} times")
     for field in schema:
         kind = _storage(field.type)
         inner = kind.value_type if kind.id in _LISTS or types.is_dictionary(kind) else kind
         if inner.id not in _NUMBERS and (kind.id in _LISTS or inner.id not in _STRINGS):
             raise Unprocessable(
-                f"column {field.name[:100]!r} is of type {str(kind)[:100]}; "
+                f"{_column(field.name)} is of type {str(kind)[:100]}; "
                 "integers, floats, booleans, strings and lists of numbers are read"
             )
 
@@ -188,28 +198,26 @@ def _storage(kind: Any) -> Any:  # noqa: ANN401 (pyarrow's types know less of th
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
-def _read_column(name: str, column: pa.ChunkedArray[Any], body: bytes | bytearray, source: pa.Buffer) -> Column:
+def _read_column(name: str, column: pa.ChunkedArray[Any], body: bytes | bytearray) -> Column:
     kind = column.type
     if column.null_count:
         row = column.is_null().to_numpy().argmax()
-        raise Unprocessable(f"column {name[:100]!r} is null in row {row}; every value must be present")
+        raise Unprocessable(f"{_column(name)} is null in row {row}; every value must be present")
     if kind.id in _NUMBERS:
         return np.asarray(column.to_numpy())
     if kind.id in _LISTS:
-        return _read_lists(name, column, body, source)
+        return _read_lists(name, column, body)
     chunks: list[Any] = (column.dictionary_encode() if kind.id in _STRINGS else column).chunks
     codes = np.concatenate([np.zeros(0, np.int64), *(chunk.indices.to_numpy() for chunk in chunks)], dtype=np.int64)
     used, codes = np.unique(codes, return_inverse=True)  # a dictionary may be larger than the rows
     values: list[Any] = chunks[0].dictionary.take(pa.array(used)).to_pylist() if chunks else []  # all share one
     if None in values:
-        raise Unprocessable(f"the dictionary of column {name[:100]!r} holds a null; every value must be present")
+        raise Unprocessable(f"the dictionary of {_column(name)} holds a null; every value must be present")
     of_strings = kind.id in _STRINGS or kind.value_type.id in _STRINGS
     return Strings(codes, values) if of_strings else np.array(values, np.float64)[codes]
 
 
-def _read_lists(
-    name: str, column: pa.ChunkedArray[Any], body: bytes | bytearray, source: pa.Buffer
-) -> npt.NDArray[Any]:
+def _read_lists(name: str, column: pa.ChunkedArray[Any], body: bytes | bytearray) -> npt.NDArray[Any]:
     """Lists of numbers to (B, D). Raises Unprocessable where they are not of one length or hold nulls."""
     chunks: list[Any] = column.chunks
     lengths = [np.zeros(0, np.int64)]
@@ -221,17 +229,15 @@ def _read_lists(
     sizes = np.concatenate(lengths)
     for row in np.flatnonzero(sizes != sizes[:1])[:1]:
         raise Unprocessable(
-            f"column {name[:100]!r} is ragged: row {row} is a list of {sizes[row]}, but row 0 is a list of {sizes[0]}"
+            f"{_column(name)} is ragged: row {row} is a list of {sizes[row]}, but row 0 is a list of {sizes[0]}"
         )
     values: Any = pa.chunked_array(parts, column.type.value_type)
-    size = int(sizes[0]) if len(sizes) else 0
+    size = int(sizes.max(initial=0))
     if values.null_count:
         position = int(values.is_null().to_numpy().argmax())
-        raise Unprocessable(
-            f"column {name[:100]!r} holds a null in row {position // size}; every value must be present"
-        )
+        raise Unprocessable(f"{_column(name)} holds a null in row {position // size}; every value must be present")
     array: npt.NDArray[Any] = values.to_numpy()
-    start = array.ctypes.data - source.address
-    if array.size and 0 <= start <= len(body) - array.nbytes:  # Arrow's own views are read-only: torch warns of those
-        array = np.frombuffer(body, array.dtype, array.size, start)
+    whole = np.frombuffer(body, np.uint8)
+    if np.may_share_memory(array, whole):  # Arrow's own views are read-only: torch warns of those
+        array = np.frombuffer(body, array.dtype, array.size, array.ctypes.data - whole.ctypes.data)
     return array.reshape(len(column), size)

@@ -23,12 +23,12 @@ _OPACITY = 0.85  # of the highest contribution
 _COLOURS = np.array(  # matplotlib's "inferno" at equal steps: brighter is more, also where colours are not seen
     [
         [0, 0, 4],
-        [40, 11, 84],
+        [40, 11, 83],
         [101, 21, 110],
         [159, 42, 99],
         [212, 72, 66],
         [245, 125, 21],
-        [250, 193, 39],
+        [250, 194, 40],
         [252, 255, 164],
     ]
 )
@@ -56,7 +56,7 @@ def read(
     except Exception as error:  # Pillow's readers raise nearly anything on hostile bytes
         raise BadRequest(f"{name} is not a readable PNG or JPEG") from error
     low, high = value_range
-    planes = pixels.reshape(height, width, -1).transpose(2, 0, 1)
+    planes = pixels.reshape(height, width, num_channels).transpose(2, 0, 1)
     return np.round(low + planes * ((high - low) / 255)).astype(np.float32)
 
 
@@ -127,5 +127,5 @@ def _write_tiles(pixels: npt.NDArray[np.uint8]) -> bytes:
     grid = tiles.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
     flat = grid.reshape(rows * height, columns * width, channels)
     stream = io.BytesIO()
-    Image.fromarray(flat[..., 0] if channels == 1 else flat).save(stream, "PNG")
+    Image.fromarray(flat.squeeze(2) if channels == 1 else flat).save(stream, "PNG")
     return stream.getvalue()

@@ -55,4 +55,4 @@ def write_parts(array: npt.NDArray[Any]) -> list[bytes | memoryview]:
     contiguous = np.ascontiguousarray(array)
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(contiguous))
-    return [stream.getvalue(), contiguous.reshape(-1).view(np.uint8).data]
+    return [stream.getvalue(), contiguous.ravel().view(np.uint8).data]

@@ -122,7 +122,7 @@ def write(about: Mapping[str, object], outputs: Iterable[Output]) -> tuple[list[
     """
     tensors, buffers = [], []
     for name, array, binary in outputs:
-        flat = np.ascontiguousarray(array).reshape(-1)
+        flat = np.ascontiguousarray(array).ravel()
         tensor: dict[str, object] = {"name": name, "datatype": datatype_of(array.dtype), "shape": array.shape}
         if binary:
             tensor["parameters"] = {"binary_data_size": flat.nbytes}

@@ -34,7 +34,7 @@ def codec_bytes(codec: Codec, images: npt.NDArray[Any]) -> npt.NDArray[np.int64]
     """
     pixels = np.clip(np.round(images), 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
     size = _CODECS[codec]
-    return np.array([size(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels], np.int64)
+    return np.array([size(image.squeeze(2) if image.shape[2] == 1 else image) for image in pixels], np.int64)
 
 
 def complexity(codec: Codec, images: npt.NDArray[Any]) -> FloatArray:

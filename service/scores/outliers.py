@@ -36,7 +36,7 @@ def outlier_share(scores: FloatArray, summary: Mapping[str, float], method: Outl
     elif method == "unify":
         with np.errstate(over="ignore"):  # of the lowest finite log-likelihood; erf(inf) = 1
             deviations = (scores - summary["mean"]) / (summary["std"] or 1.0) / math.sqrt(2)
-        outlier = np.array([math.erf(deviation) for deviation in deviations]).clip(0.0, 1.0)
+        outlier = np.array([math.erf(deviation) for deviation in deviations]).clip(0.0)
     else:
         raise ValueError(f"method must be 'linear' or 'unify', got {method!r}")
     return np.stack([1 - outlier, outlier], 1)
