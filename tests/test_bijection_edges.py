@@ -115,6 +115,10 @@ def test_deviations_of_what_a_split_takes_off_stay_within_e_to_the_fourth_unless
     raw = torch.tensor([0.0, 0.0, -1e6, 1e6])[:, None, None]
     for split, bound in ((Split(Constant(raw)), 4.0), (Split(Constant(raw), 0.5), 0.5)):
         assert split.prior(torch.zeros(1, 2, 1, 1))[1].flatten().tolist() == [-bound, bound]
+    small = Split(Constant(torch.tensor([0.0, 0.0, 0.01, -0.02])[:, None, None]))
+    torch.testing.assert_close(  # so that they are nearly what the net says where that is little
+        small.prior(torch.zeros(1, 2, 1, 1))[1].flatten(), torch.tensor([0.01, -0.02]), rtol=1e-4, atol=0
+    )
 
 
 def test_a_spline_has_eight_bins_from_minus_four_to_four_unless_told_otherwise() -> None:
@@ -150,9 +154,9 @@ def test_what_are_no_probabilities_of_pixels_is_refused(probabilities: list[floa
 
 def test_a_pixel_beyond_its_range_is_taken_for_the_end_of_it() -> None:
     layer = Pixels(torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64))
-    z, _ = layer(column(-7.0, -0.5, 2.5, 9.0))
-    assert z[0] == z[1] < -5
-    assert z[2] == z[3] > 5
+    z, _ = layer(column(-7.0, -0.6, -0.5, 2.5, 2.6, 9.0))
+    assert z[0] == z[1] == z[2] < -5
+    assert z[3] == z[4] == z[5] > 5
     x, _ = layer.inverse(column(-40.0, 40.0))
     assert x.flatten().tolist() == [-0.5, 2.5]
 

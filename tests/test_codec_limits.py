@@ -2,10 +2,8 @@
 
 import io
 import json
-import math
 import struct
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,8 +13,6 @@ import pytest
 from service.codecs import arrow, compression, json_body, npy
 from service.codecs.compression import Inflater, compress
 from service.errors import BadRequest, TooLarge, Unprocessable
-from service.oip import codec
-from service.oip.tensors import DATATYPES
 from tests import wire
 from tests.wire import any_rows, at_most_three
 
@@ -63,6 +59,19 @@ def test_numbers_of_json_are_nested_four_levels_deep_at_most(value: float) -> No
 def test_the_first_wrong_number_is_named_by_its_place(value: Any, message: str) -> None:
     with pytest.raises(Unprocessable, match=f"^{message}$"):
         json_body.read_numbers(value, "x")
+
+
+def test_values_of_json_are_counted_before_they_are_parsed_and_may_be_twice_those_of_the_rows() -> None:
+    """65,536 more are left to options; what is no longer than so many bytes is not counted."""
+    limit = 2 * 100 * 30 + 65_536
+    for sign in (b",", b"[", b"{"):
+        json_body.check_values(sign * limit + b"." * 10, limit + 10, 100, 30)
+        json_body.check_values(b"." + sign * limit, limit + 1, 100, 30)
+        json_body.check_values(sign * (limit + 1), limit, 100, 30)  # the rest is not JSON
+        with pytest.raises(
+            TooLarge, match=f"JSON of up to {limit + 1} values is over the limit of {limit}, .* 100 rows of 30"
+        ):
+            json_body.check_values(sign * (limit + 1), limit + 1, 100, 30)
 
 
 def test_whole_numbers_stay_whole_where_that_is_asked_for_and_they_fit() -> None:
@@ -225,143 +234,44 @@ def test_an_arrow_answer_has_batches_of_4096_rows() -> None:
         assert pa.ipc.open_stream(b"".join(parts)).read_all().num_rows == num
 
 
-def test_long_names_of_arrow_columns_are_told_by_their_first_hundred_characters() -> None:
-    name = "n" * 100 + "m"
-    for columns, message in (({name: [None, 1]}, "is null in row 0"), ({name: [b"x"]}, "is of type binary")):
-        with pytest.raises(Unprocessable, match=f"column '{'n' * 100}' {message}"):
-            arrow.read(stream(columns), any_rows)
-
-
-# The Open Inference Protocol.
-
-
-def tensor(**changes: Any) -> dict[str, Any]:
-    return {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2], **changes}
-
-
-def read(request: dict[str, Any], rest: bytes = b"") -> codec.InferRequest:
-    head = json.dumps(request).encode()
-    return codec.read(head + rest, len(head), any_rows)
+NAME = "n" * 100
 
 
 @pytest.mark.parametrize(
-    ("request_of", "most", "message"),
+    ("columns", "message"),
     [
-        (lambda num: {"inputs": [tensor(name=str(i)) for i in range(num)]}, 16, "there are 17 inputs; 16 are the most"),
-        (lambda num: {"inputs": [], "outputs": [{"name": str(i)} for i in range(num)]}, 16, "there are 17 outputs"),
-        (lambda num: {"inputs": [], "parameters": {str(i): i for i in range(num)}}, 16, "17 parameters; 16 are the"),
-        (lambda num: {"inputs": [tensor(name="n" * num)]}, 100, "a name of 1 to 100 characters"),
-        (lambda num: {"inputs": [], "outputs": [{"name": "n" * num}]}, 100, "each output must have a name of 1 to 100"),
-        (lambda num: {"inputs": [], "id": "i" * num}, 256, "id must be a string of at most 256 characters"),
-        (lambda num: {"inputs": [tensor(shape=[1] * (num - 1) + [2])]}, 4, "1 to 4 sizes, got 5"),
-        (lambda num: {"inputs": [tensor(shape=[num], data=[1] * num, datatype="INT8")]}, 300, None),
+        ({NAME + "m": [None, 1]}, f"column '{NAME}' is null in row 0"),
+        ({NAME + "m": [b"x"]}, f"column '{NAME}' is of type binary"),
+        ({NAME + "m": [[1], [1, 2]]}, f"column '{NAME}' is ragged"),
+        ({"a": pa.array([{"b" * 200: 1}])}, f"column 'a' is of type struct<{'b' * 93}; integers, floats"),
     ],
 )
-def test_a_request_may_have_so_many_of_each_and_no_more(
-    request_of: Callable[[int], dict[str, Any]], most: int, message: str | None
-) -> None:
-    read(request_of(most))
-    if message:
-        with pytest.raises(Unprocessable, match=message):
-            read(request_of(most + 1))
-
-
-@pytest.mark.parametrize("datatype", ["INT8", "UINT8", "INT64", "UINT64"])
-def test_whole_numbers_of_a_tensor_reach_to_the_ends_of_its_datatype(datatype: str) -> None:
-    limits = np.iinfo(DATATYPES[datatype])
-    for data in ([limits.min, limits.max], [0, 1]):
-        read_array = read({"inputs": [tensor(shape=[2], datatype=datatype, data=data)]}).inputs["x"]
-        np.testing.assert_array_equal(read_array, np.array(data, DATATYPES[datatype]), strict=True)
-    below = -(2**63) - 2000 if limits.min == -(2**63) else limits.min - 1  # the next number that a float64 has
-    for wrong in (below, limits.max + 1, 0.5):
-        with pytest.raises(Unprocessable, match=rf"x\[1\] is .*; {datatype} are whole numbers from {limits.min} to"):
-            read({"inputs": [tensor(shape=[2], datatype=datatype, data=[0, wrong])]})
-
-
-def test_numbers_beyond_a_float_datatype_are_infinite() -> None:
-    assert read({"inputs": [tensor(shape=[1], data=[1e300])]}).inputs["x"].tolist() == [math.inf]
-
-
-def test_binary_tensors_follow_each_other_and_what_follows_them_is_refused() -> None:
-    x, y = np.arange(3, dtype=np.int16), np.arange(2, dtype=np.float64)
-    inputs = [
-        {"name": "x", "shape": [3], "datatype": "INT16", "parameters": {"binary_data_size": 6}},
-        tensor(name="z"),
-        {"name": "y", "shape": [2, 1], "datatype": "FP64", "parameters": {"binary_data_size": 16}},
-    ]
-    request = read({"inputs": inputs}, x.tobytes() + y.tobytes())
-    assert [request.inputs[name].flatten().tolist() for name in "xyz"] == [[0, 1, 2], [0, 1], [1, 2]]
-    with pytest.raises(BadRequest, match="input 'y' has 16 bytes, but 15 are left behind the JSON"):
-        read({"inputs": inputs}, (x.tobytes() + y.tobytes())[:-1])
-    with pytest.raises(BadRequest, match="1 bytes follow the last tensor"):
-        read({"inputs": inputs}, x.tobytes() + y.tobytes() + b"\0")
-
-
-def test_what_a_request_leaves_out_is_as_if_it_said_so() -> None:
-    request = read({"inputs": []})
-    assert request == codec.InferRequest({}, None, {}, None, None, False)
-    assert read({"inputs": [], "parameters": {"timeout": 0}}).timeout_s is None
-    assert read({"inputs": [], "parameters": {"timeout": 1}}).timeout_s == 1e-6
-    assert read({"inputs": [], "id": "", "outputs": []}) == codec.InferRequest({}, None, {}, "", None, False)
-    with pytest.raises(Unprocessable, match="timeout must be a whole number"):
-        read({"inputs": [], "parameters": {"timeout": -1}})
-    with pytest.raises(Unprocessable, match="timeout must be a whole number"):
-        read({"inputs": [], "parameters": {"timeout": True}})
-
-
-def test_outputs_are_binary_as_they_say_or_else_as_the_request_says() -> None:
-    outputs = [{"name": "a"}, {"name": "b", "parameters": {"binary_data": False}}, {"name": "c", "parameters": None}]
-    request = read({"inputs": [], "outputs": outputs, "parameters": {"binary_data_output": True}})
-    assert (request.outputs, request.binary_output) == ({"a": True, "b": False, "c": True}, True)
-    with pytest.raises(Unprocessable, match="binary_data_output must be true or false, got a number"):
-        read({"inputs": [], "parameters": {"binary_data_output": 1}})
-
-
-def test_what_the_protocol_keeps_for_itself_is_ignored_and_all_else_is_kept() -> None:
-    ignored = {"sequence_id": 1, "sequence_start": True, "sequence_end": True, "priority": 1, "headers": {}}
-    parameters = {**ignored, "content_type": "np", "triton_x": 1, "triton": 2, "alpha": 0.1}
-    assert read({"inputs": [], "parameters": parameters}).parameters == {"triton": 2, "alpha": 0.1}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"name": 3}, "each input must have a name of 1 to 100 characters"),
-        ({"datatype": 3}, "must be one of .*, got a number"),
-        ({"datatype": "D" * 30}, f"got '{'D' * 20}'$"),
-        ({"shape": 3}, "shape of input 'x' must be a list of whole numbers"),
-        ({"shape": [True, 2]}, "shape of input 'x' must be a list of whole numbers"),
-        ({"shape": []}, "shape of input 'x' must have 1 to 4 sizes, got 0"),
-        ({"shape": [2, 0]}, r"input 'x' of shape \[2, 0\] is empty; at least one row is needed"),
-        ({"data": [1]}, r"data of input 'x' must be 2 numbers, flat or nested as its shape \[1, 2\], got \[1\]"),
-        ({"data": [[1], [2]]}, r"got \[2, 1\]"),
-    ],
-)
-def test_what_is_wrong_with_an_input_is_told(change: dict[str, Any], message: str) -> None:
+def test_long_names_and_types_of_arrow_are_told_by_their_first_hundred_characters(columns: Any, message: str) -> None:
     with pytest.raises(Unprocessable, match=message):
-        read({"inputs": [tensor(**change)]})
+        arrow.read(stream(columns), any_rows)
 
 
-def test_an_input_without_data_is_told() -> None:
-    request = {"inputs": [{"name": "x", "shape": [1], "datatype": "FP32"}]}
-    with pytest.raises(Unprocessable, match="input 'x' has neither data nor the parameter binary_data_size"):
-        read(request)
+def test_each_arrow_column_may_have_a_dictionary_of_its_own_of_strings_or_numbers() -> None:
+    table = {"a": pa.array(["x", "y"]).dictionary_encode(), "b": pa.array([7.5, 2.0]).dictionary_encode()}
+    columns = arrow.read(stream({**table, "c": table["a"]}), any_rows)
+    assert isinstance(columns["a"], arrow.Strings)
+    assert isinstance(columns["c"], arrow.Strings)
+    assert (columns["a"].names, columns["c"].names) == (["x", "y"], ["x", "y"])
+    np.testing.assert_array_equal(columns["b"], [7.5, 2.0], strict=True)
 
 
-def test_a_body_of_one_tensor_may_be_one_row() -> None:
-    assert codec.read_raw(bytes(8), "x", "FP32", (2,)).inputs["x"].tolist() == [[0, 0]]
+def test_lists_of_no_numbers_are_rows_of_none() -> None:
+    for kind in (pa.list_(pa.float32()), pa.list_(pa.float32(), 0)):
+        for num in (0, 1, 3):
+            columns: dict[str, Any] = dict(arrow.read(stream({"a": pa.array([[]] * num, kind)}), any_rows))
+            assert columns["a"].shape == (num, 0)
 
 
-def test_an_answer_in_json_has_no_size_and_one_with_binary_tensors_that_of_its_json() -> None:
-    array = np.arange(4, dtype=np.float32).reshape(2, 2)
-    parts, size = codec.write({"id": "7"}, [codec.Output("a", array.T, False)])
-    assert size is None
-    assert json.loads(b"".join(parts)) == {
-        "id": "7",
-        "outputs": [{"name": "a", "datatype": "FP32", "shape": [2, 2], "data": [0, 2, 1, 3]}],
-    }
-    parts, size = codec.write({}, [codec.Output("a", array, True), codec.Output("b", array, False)])
-    body = b"".join(parts)
-    assert size == len(parts[0])
-    assert body[size:] == array.tobytes()
-    assert json.loads(body[:size])["outputs"][0]["parameters"] == {"binary_data_size": 16}
+def test_a_file_of_arrow_is_told_from_a_stream_and_from_other_bytes() -> None:
+    sink = io.BytesIO()
+    table = pa.table({"a": [1]})
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    for body, hint in ((sink.getvalue(), "; it is a file, send a stream"), (b"ARROW", ""), (b"x" * 99, "")):
+        with pytest.raises(BadRequest, match=f"^the body is not a readable Arrow IPC stream{hint}$"):
+            arrow.read(body, any_rows)

@@ -74,6 +74,33 @@ def test_rows_of_a_job_that_leaves_in_parts_count_once() -> None:
     assert [part.job for part in queue.take()] == [first, small]
 
 
+def test_the_key_of_the_job_that_is_first_goes_first() -> None:
+    queue = RowQueue[Job](lambda key, waiting: Room(4, 4))
+    for key, num_rows in (("a", 2), ("a", 4), ("b", 3), ("c", 9), ("a", 20)):
+        queue.push(job(key, num_rows))
+    led = [queue.take()[0].job.key for _ in range(4)]
+    assert led == ["a", "b", "a", "c"]
+
+
+def test_after_a_large_job_the_first_small_one_leads_a_brief_pass() -> None:
+    queue = RowQueue[Job](lambda key, waiting: Room(4, 4))
+    for _ in range(2):
+        queue.push(job("a", 5))
+    for _ in range(3):
+        queue.take()
+    queue.push(job("a", 8))  # now nothing small waits, and what is left of the large ones leads
+    assert queue.take(brief=True)[0].job.small is False
+    for key, num_rows in (("b", 1), ("c", 2), ("b", 4)):
+        queue.push(job(key, num_rows))
+    assert [part.job.key for part in queue.take(brief=True)] == ["b", "b"]
+
+
+def test_a_pass_is_brief_only_where_that_is_asked_for() -> None:
+    queue = RowQueue[Job](lambda key, waiting: Room(8, 2))
+    queue.push(job("a", 20))
+    assert (sizes(queue, brief=True), [part.stop - part.start for part in queue.take()]) == ([2], [8])
+
+
 def test_what_is_cleared_or_dropped_waits_no_longer_and_all_else_does() -> None:
     queue = RowQueue[Job](room)
     jobs = [job("a", 3), job("b", 9), job("a", 30), job("a", 3)]
