@@ -1,5 +1,9 @@
 """TorchScript is deprecated; torch.export, its successor, takes the same folded flow."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,6 +12,7 @@ from model.fold import FoldedImageFlow, fold
 from model.glow import Glow, GlowConfig, build_glow
 from service.artifact import within_tolerance
 from tests.conftest import perturbed
+from tests.test_server import ROOT
 
 FLOWS = {
     "image": ((1, 8, 8), GlowConfig(num_levels=2, num_steps=2, width=8, attention=4)),
@@ -52,3 +57,27 @@ def test_torch_export_takes_the_folded_flow_with_a_batch_of_any_size(flow: Glow)
                 assert within_tolerance(values.numpy(), expected[:rows].numpy())
             else:
                 torch.testing.assert_close(values, expected[:rows], rtol=0, atol=1e-3)
+
+
+SAVED = """
+import torch
+from service import artifact
+module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())
+torch.nn.init.zeros_(module[0].weight), torch.nn.init.zeros_(module[0].bias)
+print(artifact.version_of(artifact.save(artifact.compile_module(module.eval(), ["forward"]))))
+"""
+
+
+def test_the_same_program_has_the_same_version_whatever_process_saves_it() -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", SAVED],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2", "3")  # by which torch's sets have another order
+    ]
+    versions = {process.communicate(timeout=60)[0] for process in processes}
+    assert len(versions) == 1, versions
+    assert len(versions.pop().strip()) == 12

@@ -6,6 +6,7 @@ torch has deprecated it in favour of torch.export and is pinned below its remova
 from __future__ import annotations
 
 import io
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ import torch
 
 Program = torch.jit.ScriptModule
 WARM_UP_CALLS = 3  # the first two calls of a method are profiled, and what was seen is compiled
+_CONSTANTS = re.compile(rb"^(?:  \w+ : Final\[.*\n)+", re.MULTILINE)
 PACKED_FAN_IN = 64  # weights behind one output of a convolution, at least, for packing them to pay
 
 
@@ -30,14 +32,26 @@ def compile_module(module: torch.nn.Module, methods: Iterable[str]) -> Program:
 
 
 def save(program: Program) -> dict[str, bytes]:
-    """Return the records of a program's archive, without the source positions of debugging."""
+    """Return the records of a program's archive, the same for the same program whatever process saves it.
+
+    Without the source positions of debugging, and without torch's own id, a hash of what is put in order here.
+    """
     buffer = io.BytesIO()
     with _quietly():
         torch.jit.save(program, buffer)
     with zipfile.ZipFile(buffer) as archive:
-        return {
-            info.filename: archive.read(info) for info in archive.infolist() if not info.filename.endswith(".debug_pkl")
-        }
+        records = {info.filename: archive.read(info) for info in archive.infolist()}
+    left_out = (".debug_pkl", "/.data/serialization_id")
+    return {
+        name: _CONSTANTS.sub(_in_order, data) if name.endswith(".py") else data
+        for name, data in records.items()
+        if not name.endswith(left_out)
+    }
+
+
+def _in_order(constants: re.Match[bytes]) -> bytes:
+    """Constants of a class by their names: torch writes them in the order of a set, another one in each process."""
+    return b"".join(sorted(constants[0].splitlines(keepends=True)))
 
 
 def load_records(records: dict[str, bytes]) -> Program:
