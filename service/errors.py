@@ -28,8 +28,6 @@ import math
 from http import HTTPStatus
 from typing import ClassVar
 
-import orjson
-
 from common.errors import Explained
 
 
@@ -171,8 +169,3 @@ class DeadlineExceeded(ServiceError):
 def code_of(status: HTTPStatus) -> str:
     """The code of what is refused outside the service's own routes: its phrase."""
     return status.phrase.lower().replace(" ", "_").replace("-", "_")
-
-
-def body_of(text: str, code: str, request_id: str) -> bytes:
-    """The one shape that all errors have."""
-    return orjson.dumps({"error": text, "code": code, "request_id": request_id})

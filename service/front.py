@@ -21,7 +21,8 @@ from service.access import Caller
 from service.access_log import Seen
 from service.api import ENDPOINTS, Endpoint
 from service.call import Call, Watch
-from service.errors import NotFound, ServiceError, body_of
+from service.codecs import json_body
+from service.errors import NotFound, ServiceError
 from service.metrics import Phases
 from service.oip import routes as oip
 from service.service import Service
@@ -175,4 +176,4 @@ def error_response(request: Request, error: Exception) -> tuple[Response, str]:
 def write_error(request: Request, status: int, code: str, text: str, headers: dict[str, str] | None = None) -> Response:
     """An answer that is an error."""
     request.state.code = code  # for the access log
-    return Response(body_of(text, code, request.state.request_id), status, headers, "application/json")
+    return Response(json_body.write_error(text, code, request.state.request_id), status, headers, "application/json")

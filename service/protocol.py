@@ -11,7 +11,8 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import access_log
-from service.errors import body_of, code_of
+from service.codecs import json_body
+from service.errors import code_of
 
 MAX_HEAD_BYTES = 2**16
 MAX_HEADERS = 256  # of a request: one of two bytes costs a hundred
@@ -171,7 +172,7 @@ class Protocol(HttpToolsProtocol):
         code = code_of(status)
         request_id = secrets.token_hex(16)
         access_log.write(request_id=request_id, status=status.value, code=code)
-        body = body_of(text, code, request_id)
+        body = json_body.write_error(text, code, request_id)
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\nx-request-id: {request_id}\r\nconnection: close\r\n\r\n"

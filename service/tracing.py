@@ -64,7 +64,7 @@ class Tracer:
         traces = [tag for tag in done.tags if isinstance(tag, Trace) and tag.context.trace_flags.sampled]
         if not traces:
             return
-        begun = _nanoseconds(done.started)
+        begun = _epoch() + round(1e9 * done.started)
         span = self._passes.start_span(
             "batch",
             context=Context(),
@@ -101,6 +101,7 @@ class Trace:
         self._tracer = tracer
         self._method = method
         self._arrived = self._ended = time.perf_counter()  # of what has a span
+        self._epoch = _epoch()  # once, so that spans keep their order whatever the clock does meanwhile
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         attributes: dict[str, Any] = {
             "http.request.method": method,
@@ -113,7 +114,7 @@ class Trace:
         if "user-agent" in headers:
             attributes["user_agent.original"] = headers["user-agent"]
         self._span = tracer.start_span(
-            method, _propagator.extract(headers), SpanKind.SERVER, attributes, start_time=_nanoseconds(self._arrived)
+            method, _propagator.extract(headers), SpanKind.SERVER, attributes, start_time=self._at(self._arrived)
         )
         self.context = self._span.get_span_context()
         self.id = trace.format_trace_id(self.context.trace_id)
@@ -145,16 +146,20 @@ class Trace:
             span.set_attribute("error.type", code)
         if status >= 500 or not status:
             span.set_status(Status(StatusCode.ERROR))
-        span.end()
+        span.end(self._at(time.perf_counter()))
 
     def _below(self, name: str, begun: float, ended: float, links: Sequence[Link] = ()) -> None:
         self._ended = ended
         if self._span.is_recording():
             parent = trace.set_span_in_context(self._span)
-            span = self._tracer.start_span(name, parent, links=links, start_time=_nanoseconds(begun))
-            span.end(_nanoseconds(ended))
+            span = self._tracer.start_span(name, parent, links=links, start_time=self._at(begun))
+            span.end(self._at(ended))
+
+    def _at(self, seconds: float) -> int:
+        """Of time.perf_counter, to nanoseconds since 1970."""
+        return self._epoch + round(1e9 * seconds)
 
 
-def _nanoseconds(seconds: float) -> int:
-    """Of time.perf_counter, to those since 1970."""
-    return time.time_ns() - round(1e9 * (time.perf_counter() - seconds))
+def _epoch() -> int:
+    """Nanoseconds from 1970 to the zero of time.perf_counter, by the clock as it is now."""
+    return time.time_ns() - time.perf_counter_ns()

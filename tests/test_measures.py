@@ -77,7 +77,7 @@ def test_every_set_has_published_figures() -> None:
     [
         (adbench.main, ["/nowhere"], "/nowhere: holds no set"),
         (plane.main, ["--only", "torus"], "invalid choice: 'torus'"),
-        (conditioners.main, ["--widths", "wide"], "invalid int value: 'wide'"),
+        (conditioners.main, ["--widths", "wide"], "must be a whole number of at least 1, got wide"),
         (engine_cuda.main, ["now"], "unrecognized arguments: now"),
     ],
 )

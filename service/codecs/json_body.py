@@ -172,6 +172,11 @@ def write(values: dict[str, Any]) -> bytes:
     return orjson.dumps(ready, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def write_error(text: str, code: str, request_id: str) -> bytes:
+    """The one shape that all errors have."""
+    return write({"error": text, "code": code, "request_id": request_id})
+
+
 def _path(name: str, index: int, shape: list[int]) -> str:
     """Name the item at an index of the flattened lists."""
     return name + "".join(f"[{i}]" for i in np.unravel_index(index, shape))
