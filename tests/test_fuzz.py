@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from reliability import record
 from reliability.fuzz import __main__ as command
-from reliability.fuzz import trees, wire
+from reliability.fuzz import cover, trees, wire
 from reliability.fuzz.__main__ import Campaign
 from reliability.fuzz.code import digest_of
 from reliability.fuzz.limits import MAX_BYTES
@@ -149,3 +149,11 @@ def test_the_digest_of_code_is_that_of_what_a_target_reaches() -> None:
     digests = [digest_of(module_of(name)) for name in ("json", "npy", "client", "http")]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
+
+
+def test_a_corpus_has_the_smallest_inputs_that_lead_everywhere() -> None:
+    target, inputs = targets()["digests"], [b"no", b"no digest", b"# comment", b"\n", b"\n\n", b"\xff"]
+    chosen = cover.smallest(target, inputs)
+    assert chosen == [b"\n", b"\xff", b"no"]
+    everywhere = set().union(*(cover.steps_of(target, data) for data in inputs))
+    assert set().union(*(cover.steps_of(target, data) for data in chosen)) == everywhere

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import sys
 import traceback
 from contextlib import suppress
@@ -142,17 +141,16 @@ def keep(campaign: Campaign | None, add: bool = False) -> None:
 
 
 def minimize(name: str) -> None:
-    """Keep, of all inputs of a target, the smallest of those that reach as much; those with names of their own stay."""
-    merged = WORK / name / "merged"
-    shutil.rmtree(merged, ignore_errors=True)
-    for folder in (merged, CORPUS / name):
-        folder.mkdir(parents=True, exist_ok=True)
-    _libfuzzer(name, ["-set_cover_merge=1"], [merged, CORPUS / name, WORK / name / "corpus"])
-    for path in kept(name):
-        if _OF_CONTENT.fullmatch(path.name):
-            path.unlink()
-    for path in sorted(merged.iterdir(), key=lambda path: path.stat().st_size)[:MAX_KEPT]:
-        data = path.read_bytes()
+    """Keep few of all inputs of a target that were found, with those that have names of their own."""
+    from reliability.fuzz.cover import smallest
+
+    of_content = [path for path in kept(name) if _OF_CONTENT.fullmatch(path.name)]
+    found = [path.read_bytes() for path in (*of_content, *(WORK / name / "corpus").glob("*"))]
+    chosen = smallest(targets()[name], (data for data in found if len(data) <= MAX_BYTES))
+    for path in of_content:
+        path.unlink()
+    (CORPUS / name).mkdir(parents=True, exist_ok=True)
+    for data in chosen[:MAX_KEPT]:
         (CORPUS / name / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
 
 

@@ -10,7 +10,6 @@ import gc
 import hashlib
 import io
 import logging
-import shlex
 import sys
 import traceback
 from contextlib import redirect_stderr
@@ -41,7 +40,7 @@ def load() -> dict[str, Target]:
 
 
 def fuzz(target: Target, findings: Path, arguments: list[str]) -> None:
-    """Fuzz a target, or do what else libFuzzer's arguments say; libFuzzer ends the process."""
+    """Fuzz a target as libFuzzer's arguments say, which ends the process."""
     from reliability.fuzz.target import Budget
 
     logging.disable(logging.WARNING)
@@ -72,9 +71,7 @@ def fuzz(target: Target, findings: Path, arguments: list[str]) -> None:
             mutated = target.repair(mutated)[:max_size]
         return mutated
 
-    # To merge, libFuzzer runs itself.
-    again = shlex.join([sys.executable, "-W", "ignore", "-m", "reliability.fuzz.campaign", target.name, str(findings)])
-    atheris.Setup([again, *arguments], take, custom_mutator=mutate)
+    atheris.Setup([sys.argv[0], *arguments], take, custom_mutator=mutate)
     atheris.Fuzz()
 
 
@@ -87,7 +84,3 @@ def _note(findings: Path, data: bytes, error: Exception) -> None:
         path.write_bytes(data)
         path.with_suffix(".txt").write_text("".join(traceback.format_exception(error)))
         print(f"finding: {path}: {error}"[:300], file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    fuzz(load()[sys.argv[1]], Path(sys.argv[2]), sys.argv[3:])
