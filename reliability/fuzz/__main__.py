@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import sys
@@ -77,6 +78,7 @@ def main(argv: list[str]) -> None:
     from reliability.fuzz import campaign
 
     campaign.load()
+    logging.disable(logging.WARNING)  # of the readers
     args = parser().parse_args(argv)
     for name in args.targets or targets():
         if name not in targets():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import io
-import logging
 import sys
 import traceback
 from contextlib import redirect_stderr
@@ -43,7 +42,6 @@ def fuzz(target: Target, findings: Path, arguments: list[str]) -> None:
     """Fuzz a target as libFuzzer's arguments say, which ends the process."""
     from reliability.fuzz.target import Budget
 
-    logging.disable(logging.WARNING)
     for seed in target.seeds():  # what is loaded when it is first needed is no input's
         target.check(seed)
     budget = Budget()
