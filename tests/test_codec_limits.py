@@ -275,3 +275,20 @@ def test_a_file_of_arrow_is_told_from_a_stream_and_from_other_bytes() -> None:
     for body, hint in ((sink.getvalue(), "; it is a file, send a stream"), (b"ARROW", ""), (b"x" * 99, "")):
         with pytest.raises(BadRequest, match=f"^the body is not a readable Arrow IPC stream{hint}$"):
             arrow.read(body, any_rows)
+
+
+@pytest.mark.parametrize(
+    ("column", "valid", "hostile"),
+    [
+        (["x", "y", "z"], (0, 1, 2, 3), (0, 99_999, 2, 3)),  # ends of strings
+        (["x", "y", "z"], (0, 1, 2, 3), (0, -1, 2, 3)),
+        (pa.DictionaryArray.from_arrays(pa.array([2, 0, 1], pa.int32()), list("xyz")), (2, 0, 1), (2, 9, 1)),
+        ([[1.5], [2.5], [3.5]], (0, 1, 2, 3), (0, 99_999, 2, 3)),  # ends of lists
+    ],
+)
+def test_arrow_that_points_beyond_its_own_bytes_is_refused(column: Any, valid: Any, hostile: Any) -> None:
+    whole = bytes(stream({"a": column}))
+    before, after = (struct.pack(f"<{len(valid)}i", *numbers) for numbers in (valid, hostile))
+    assert whole.count(before) == 1
+    with pytest.raises(BadRequest, match="not a readable Arrow IPC stream"):
+        arrow.read(whole.replace(before, after), any_rows)
