@@ -8,7 +8,6 @@ second instead of the three that importing torch takes.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import hashlib
 import importlib
@@ -40,6 +39,9 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator
 from tqdm import tqdm
 
+from benchmarks.arguments import at_least
+from common.cli import DONE, FAILED, WRONG_USE, Parser, run_command
+from common.errors import UsageError
 from reliability import record
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +49,7 @@ CONFIG = tomllib.loads(Path(__file__).with_suffix(".toml").read_text())
 OURS = ("benchmarks", "common", "docs", "model", "reliability", "service", "tests")  # imported anew by each process
 NEEDED = (*OURS, "pyproject.toml")  # of the tree, in a copy
 MEMORY = 16 * 2**30  # bytes that a mutant may have
+PROMISED = 0.85  # of the mutants of each group are noticed
 KILLED, TIMEOUT, SURVIVED = "killed", "timeout", "survived"
 
 
@@ -259,7 +262,7 @@ def prepare(folder: Path, groups: list[str], jobs: int) -> tuple[list[Mutant], l
         seconds = time.monotonic() - started
         failed = told.read_text().split("\n") if told.stat().st_size else []
         if code not in (0, 1):
-            raise SystemExit(f"the tests of {batch.files} cannot be run, {code}:\n{(folder / 'printed').read_text()}")
+            raise UsageError(f"the tests of {batch.files} cannot be run, {code}:\n{(folder / 'printed').read_text()}")
         left_out |= set(failed)
         tests = [*batch.tests, *(f"--deselect={name}" for name in failed)]
         found += mutants_of(batch._replace(tests=tests), math.ceil(5 + 3 * seconds), jobs)
@@ -292,19 +295,22 @@ def figures(mutants: list[Mutant], results: dict[str, Result]) -> dict[str, Any]
     return told
 
 
-def main() -> None:
-    """Test mutants, and tell what share of them was noticed."""
-    parser = argparse.ArgumentParser(prog="python -m reliability.mutants", description=main.__doc__)
-    parser.add_argument("groups", nargs="*", default=list(CONFIG["groups"]), help="all of them by default")
-    parser.add_argument("--jobs", type=int, default=1, help="copies of the tree that are tested at once")
-    parser.add_argument("--sample", type=int, help="how many mutants of each group, chosen at random; all by default")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no mutant later than this")
-    parser.add_argument(
-        "--out", type=Path, default=Path("build/mutants.jsonl"), help="results; what was noticed there is not run again"
-    )
-    parser.add_argument("--keep", type=Path, help="where the figures go, instead of reliability/figures")
-    arguments = parser.parse_args()
+def main(argv: list[str]) -> None:
+    """Test mutants, and keep what share of them was noticed; ends with 1 where one is below what is promised."""
+    names = list(CONFIG["groups"])
+    parser = Parser(prog="python -m reliability.mutants", description=__doc__, codes=(DONE, FAILED, WRONG_USE))
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(names)} (default: all)")
+    parser.add_argument("--jobs", type=at_least(int, 1), default=1, help="copies of the tree that are tested at once")
+    parser.add_argument("--sample", type=at_least(int, 1), help="mutants of each group, drawn at random (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn, and of the order")
+    parser.add_argument("--seconds", type=at_least(float, 0), default=math.inf, help="begin no mutant later than this")
+    parser.add_argument("--out", type=Path, default=Path("build/mutants.jsonl"), help="results; those noticed stay so")
+    parser.add_argument("--keep", type=Path, help="where figures are kept (default: reliability/figures/mutants.json)")
+    arguments = parser.parse_args(argv)
+    groups = arguments.groups or names
+    for group in groups:
+        if group not in names:
+            raise UsageError(f"GROUP must be one of {', '.join(names)}, got {group!r}")
     deadline = time.time() + arguments.seconds
     out = arguments.out.resolve()
     keep = arguments.keep and arguments.keep.resolve()
@@ -314,10 +320,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         first = Path(scratch) / "0"
         first.mkdir()
-        mutants, left_out = prepare(first, arguments.groups, arguments.jobs)
+        mutants, left_out = prepare(first, groups, arguments.jobs)
         order = random.Random(arguments.seed)
         chosen: list[list[Mutant]] = []
-        for group in arguments.groups:
+        for group in groups:
             of_group = [mutant for mutant in mutants if mutant.group == group]
             chosen.append(order.sample(of_group, min(len(of_group), arguments.sample or len(of_group))))
         # One of each group in turn, so that what time is left for is a sample of each.
@@ -351,7 +357,9 @@ def main() -> None:
         if result.outcome == SURVIVED:
             print(result.diff)
     print(json.dumps(figures_of, indent=2))
+    shares = [group["share"] for group in told.values() if group["run"]]
+    raise SystemExit(DONE if all(share >= PROMISED for share in shares) else FAILED)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
