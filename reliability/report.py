@@ -234,12 +234,11 @@ def mutants(of: dict[str, Figures]) -> str:
             f"{group['run']:,}",
             f"{group['killed'] + group['timeout']:,}",
             group["survived"],
-            group["equivalent"],
             f"{100 * group['share']:.1f} %",
         )
         for name, group in of["mutants"]["groups"].items()
     ]
-    headings = "group | mutants | tried | noticed | not noticed | the same program | share"
+    headings = "group | mutants | tried | noticed | not noticed | share"
     return f"{_table(headings, rows)}\n\n{_measured(of['mutants'])}; {of['mutants']['tool']}."
 
 

@@ -63,7 +63,8 @@ def test_the_page_has_every_command_of_the_code() -> None:
             assert prog in PARSERS, module
             assert section(prog), prog
     for path in [*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "reliability").rglob("*.py")]:
-        if '__name__ == "__main__"' in path.read_text() and path.parent.name != "peers":
+        server = path.parent.name == "peers" or path.name == "launcher.py"  # to be measured or broken
+        if '__name__ == "__main__"' in path.read_text() and not server:
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
             assert f"| `python -m {module}` |" in PAGE, module
             assert "run_command(main)" in path.read_text(), module
