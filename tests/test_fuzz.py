@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -38,11 +39,13 @@ def spoiled(target: Target) -> st.SearchStrategy[bytes]:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_what_fuzzing_kept_is_taken_or_refused(name: str) -> None:
-    target = targets()[name]
+def test_what_fuzzing_kept_is_taken_or_refused_and_takes_little_memory(name: str) -> None:
+    target, budget = targets()[name], Budget(max_seconds=math.inf)
     assert any(target.check(seed) for seed in target.seeds()) or name == "client"
+    budget.begin()
     for path in kept(name):
         target.check(path.read_bytes())
+        budget.end()
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -31,7 +31,8 @@ from service.files.row_file import (
 )
 from service.rows import inputs_from_arrow
 
-_BUFFER_BYTES = 2**16  # of each column of a Parquet file; without one, a row group is read whole
+_BUFFER_BYTES = 2**16  # of each column of a large Parquet file; without one, a row group is read whole,
+_LARGE_BYTES = 2**26  # and with one, memory is taken for whatever size a page claims to have
 CSV_BLOCK_BYTES = 2**22  # no line of a CSV file may be longer
 _MISSING = pa.array(csv.ConvertOptions().null_values or [], pa.large_string())  # how CSV files write it
 
@@ -90,7 +91,8 @@ def _read_parquet(
 ) -> Iterator[Part]:
     wanted = list(dict.fromkeys([*names, *ids]))
     at = span.start - span.skipped
-    with parquet.ParquetFile(span.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
+    buffer_size = _BUFFER_BYTES if span.path.stat().st_size > _LARGE_BYTES else 0
+    with parquet.ParquetFile(span.path, buffer_size=buffer_size, pre_buffer=False) as file:
         for batch in file.iter_batches(size, row_groups=[*span.row_groups], columns=wanted, use_threads=False):
             if at >= span.start:
                 yield table_part(dict(zip(batch.schema.names, batch.columns, strict=True)), manifest, ids)
