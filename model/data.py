@@ -19,6 +19,7 @@ from model.tables import array_table, csv_table, parquet_table, read_table
 
 __all__ = ["Array", "DataError", "Dataset", "Kind", "Selection", "load", "unnamed_columns"]
 
+MAX_PIXELS = 2**24  # of an image of a folder; what claims to have more is broken, or hostile
 SKLEARN_SETS = {"sklearn:digits": "load_digits", "sklearn:breast-cancer": "load_breast_cancer"}
 _ALL = Selection()
 
@@ -168,6 +169,8 @@ def _read_image(file: Path) -> Array:
     """Decode an image: (C, H, W) uint8."""
     try:
         with Image.open(file) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{file}: is {image.width}x{image.height} pixels; {MAX_PIXELS} in all are the most")
             if image.mode not in EIGHT_BIT_MODES:
                 raise DataError(f"{file}: is of mode {image.mode}, expected 8 bits per channel")
             grey = image.mode in ("1", "L", "LA")

@@ -140,6 +140,12 @@ def test_unusable_arrays_are_named(tmp_path: Path) -> None:
         assert message in str(raised.value)
 
 
+def test_an_image_of_more_pixels_than_any_needs_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    Image.new("1", (8192, 4096)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: is 8192x4096 pixels; 16777216 in all are the most"):
+        load(str(tmp_path))
+
+
 def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
     Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
     Image.fromarray(PIXELS[0][:2]).save(tmp_path / "b.png")
