@@ -66,16 +66,15 @@ pictures: $(VENV)/.test
 	$(BIN)/python -W ignore -m docs.pictures $(PICTURES) --data $(DATA)
 
 # Fuzzes every reader of bytes from outside for SECONDS=10 each, which atheris does; keeps reliability/figures/fuzz.json.
-fuzz: $(VENV)/.test
-	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+fuzz: $(VENV)/.test $(VENV)/.fuzz
 	$(BIN)/python -W ignore -m reliability.fuzz --seconds $(or $(SECONDS),10)
 
 # Writes requirements/*.txt again after a change of pyproject.toml, keeping the releases that still fit; make lock
 # UPGRADE=--upgrade takes the newest. Without torch and what only its GPU build needs: that depends on the device.
 lock: .cache/pip-tools/bin/pip-compile
 	$(LOCK) --extra test --output-file requirements/test.txt pyproject.toml
-	for extra in serve ray train; do \
-	    traces=$$(test $$extra = train || echo --extra otel); \
+	for extra in serve ray train fuzz; do \
+	    traces=$$(case $$extra in serve|ray) echo --extra otel;; esac); \
 	    $(LOCK) --extra $$extra $$traces --constraint requirements/test.txt --output-file requirements/$$extra.txt pyproject.toml || exit 1; \
 	done
 	$(LOCK) --output-file requirements/image.txt requirements/image.in

@@ -35,7 +35,7 @@ PAGE = ROOT / "docs" / "dependencies.md"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = "glow-service"
 IMAGES = {"serve": ("serve", "otel"), "ray": ("ray", "otel"), "train": ("train",)}  # extras of each
-LOCKS = (*IMAGES, "test", "image")
+LOCKS = (*IMAGES, "fuzz", "test", "image")
 BY_DEVICE = re.compile(r"torch|triton|nvidia-.*|cuda-.*")  # which the device decides, and no lock
 MB = 1e6
 

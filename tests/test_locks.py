@@ -8,7 +8,7 @@ from packaging.utils import canonicalize_name
 
 from reliability.supply import BY_DEVICE, ROOT, asked, locked
 
-EXTRAS = ("serve", "ray", "train", "test")
+EXTRAS = ("serve", "ray", "train", "fuzz", "test")
 PYTHONS = ("3.11", "3.12", "3.13")
 
 
