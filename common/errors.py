@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import is_dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,14 +32,3 @@ def line_of(fault: ErrorDetails, name: Callable[[str], str] = str, quote: Callab
 def unquoted(_: object) -> str:
     """No value, where it may be a secret or of any length."""
     return ""
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Have an OSError that names no file, as that of a full disk, name this one."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and error.filename is None:
-            error.filename = str(path)
-        raise

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from common.errors import UsageError
+from common.files import write_whole
 from model.glow import Glow, Shape, build_glow
 from model.recipe import Recipe, parse_recipe
-from service.artifact import Column, write_whole
+from service.artifact import Column
 
 FORMAT = 3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.errors import naming
+from common.files import naming
 from model.data import Array
 
 

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from model.data import Array
 from model.density import fit_gaussians
-from model.floors import choose_rows
+from model.floors import FIT_ROWS, choose_rows
 
 PIXEL_STATISTICS = ["pixel_components", "pixel_residual"]
-FIT_ROWS = 20_000  # at most
 COMPONENTS = 40  # principal ones, at most
 MIXTURE = 20  # Gaussians, at most
 ROWS_A_GAUSSIAN = 500  # of the fit, at least

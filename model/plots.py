@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from common.files import write_whole
 from model.data import Array
-from service.artifact import write_whole
 
 MOST_MARGINALS = 12
 MOST_LETTERS = 30  # of a column's name over its histogram

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.cli import note
+from common.files import write_whole
 from common.machine import available_cpus, processor
 from model.checkpoint import load_checkpoint
 from model.columns import TAIL, treatment
@@ -22,7 +23,6 @@ from model.likelihood import MeanLikelihood, mean_likelihood
 from model.plots import save_latents, save_marginals, save_temperatures
 from model.recipe import Splits
 from model.trainer import Trainer
-from service.artifact import write_whole
 
 TEMPERATURES = [0.5, 0.7, 0.8, 1.0]
 NUM_TEMPERATURE_SAMPLES = 36  # at each

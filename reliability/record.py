@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from common.files import write_whole
 from common.machine import available_cpus, processor
 
 FIGURES = Path(__file__).with_name("figures")
@@ -21,9 +22,9 @@ def keep(part: str, figures: dict[str, Any], path: Path | None = None) -> Path:
         "machine": f"{processor()}, {available_cpus()} cores",
         **figures,
     }
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(orjson.dumps(told, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    return partial.replace(path)
+    content = orjson.dumps(told, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    write_whole(path, lambda partial: partial.write_bytes(content))
+    return path
 
 
 def read(part: str) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from service.call import Body, Call, flows_of, service_of
 from service.codecs import ANY_BINARY, arrow, image, json_body, npy, sniff
 from service.engine import Model
 from service.errors import TooLarge, UnsupportedMediaType
-from service.flows import Flows, default_alpha
+from service.flows import Flows
+from service.levels import default_alpha
 from service.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from service.negotiation import choose_format
 from service.openapi import routes

@@ -14,12 +14,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from service import explanations, noise, scores
-from service.artifact import ArtifactError, Calibration, Manifest
+from service.artifact import Calibration, Manifest
 from service.batcher import Answer, Batcher, Pass
 from service.catalog import Catalog
 from service.drift import Drift
 from service.engine import Model, PassKey
 from service.errors import QueueFull, TooLarge, Unprocessable
+from service.levels import check_options, check_settings, default_alpha
 from service.metrics import Metrics
 from service.options import Dequantization, ScoreOptions
 from service.quota import TokenBucket
@@ -135,7 +136,7 @@ class Flows:
         deterministic x, which is how the calibration rows were scored.
         """
         manifest = model.manifest
-        self._check_level(manifest, options)
+        check_options(self.settings, manifest, options)
         noisy = options.dequantization
         if options.explain and noisy:
             raise Unprocessable("explain and dequantization exclude each other: noise has no contributions")
@@ -310,68 +311,6 @@ class Flows:
                 f"{limit} a request (GLOW_MAX_EXPLANATION_ROWS)"
             )
         return num * each
-
-    def _check_level(self, manifest: Manifest, options: ScoreOptions) -> None:
-        """Raise Unprocessable for a level that can flag nothing, or not with the guarantee that is wanted."""
-        if options.alpha is None and options.fdr is None and options.guarantee is None:  # as in most requests
-            return
-        calibration = manifest.calibration
-        num_rows = None if calibration is None else calibration.num_rows
-        check_level(manifest.name, num_rows, alpha=options.alpha, fdr=options.fdr, guarantee=options.guarantee)
-        if calibration is None or options.guarantee != "conditional":
-            return
-        if calibration.approximate:
-            raise Unprocessable(
-                f"guarantee: {manifest.name} is calibrated by folds, for which there is only 'marginal'"
-            )
-        least = scores.smallest_conditional_alpha(calibration.num_rows)
-        if (
-            scores.conditional_level(options.alpha or default_alpha(self.settings, calibration), calibration.num_rows)
-            is None
-        ):
-            raise Unprocessable(
-                f"guarantee: with {num_rows} calibration rows, 'conditional' takes an alpha of at least {least!r}"
-            )
-
-
-def default_alpha(settings: Settings, calibration: Calibration) -> float:
-    """What rows are flagged by where nobody says."""
-    return settings.alpha or calibration.alpha
-
-
-def check_level(model: str, num_calibration: int | None, **given: float | str | None) -> None:
-    """Check what rows are to be flagged by: ``alpha`` with a ``guarantee``, or ``fdr``.
-
-    Raises Unprocessable for both at once, for one without p-values, and for one below all of them.
-    """
-    wanted = {name: value for name, value in given.items() if value is not None}
-    if "fdr" in wanted and len(wanted) > 1:
-        raise Unprocessable("fdr is a way of its own to flag rows; give no alpha and no guarantee beside it")
-    for name, value in wanted.items():
-        if num_calibration is None:
-            raise Unprocessable(f"{name}: model {model} is not calibrated, so it has no p-values")
-        smallest = scores.smallest_p_value(num_calibration)
-        if isinstance(value, float) and value < smallest:
-            raise Unprocessable(
-                f"{name} must be at least {smallest!r}, the smallest p-value of {num_calibration} calibration rows"
-            )
-
-
-def check_settings(settings: Settings, catalog: Catalog) -> None:
-    """Raise ArtifactError for settings that do not go with what is served."""
-    names = {model.name for model in catalog.models}
-    for name in settings.model_limits.keys() - names:
-        raise ArtifactError(f"GLOW_MODEL_LIMITS has limits of {name!r}, but only {', '.join(sorted(names))} are served")
-    for model in catalog.models:
-        calibration = model.manifest.calibration
-        if settings.alpha is None or calibration is None:
-            continue
-        smallest = scores.smallest_p_value(calibration.num_rows)
-        if settings.alpha < smallest:
-            raise ArtifactError(
-                f"GLOW_ALPHA is {settings.alpha}, but must be at least {smallest!r}, the smallest p-value of "
-                f"{model.name}"
-            )
 
 
 def _watch(model: Model, settings: Settings) -> Drift:

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from service.artifact import write_whole
+from common.files import write_whole
 from service.errors import ReloadRefused
 from service.shared import shared_folder
 

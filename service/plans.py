@@ -22,7 +22,8 @@ from typing import Annotated, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.artifact import OPERATIONS, ArtifactError, Operation, golden_fault, golden_rows, write_whole
+from common.files import write_whole
+from service.artifact import OPERATIONS, ArtifactError, Operation, golden_fault, golden_rows
 from service.artifact.torchscript import WARM_UP_CALLS
 from service.machine import available_bytes, describe_machine, peak_bytes, reset_peak
 from service.runner import Form, Plan, Runner

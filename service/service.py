@@ -14,7 +14,8 @@ from service.artifact import ArtifactError
 from service.catalog import Catalog, open_catalog, read_catalog
 from service.engine import Engine
 from service.errors import ReloadRefused, Stuck, Unavailable
-from service.flows import Flows, check_settings
+from service.flows import Flows
+from service.levels import check_settings
 from service.metrics import Metrics
 from service.peers import Peers, Workers
 from service.room import Room

@@ -17,7 +17,7 @@ import pytest
 
 from common.cli import SOME_REJECTED
 from common.errors import UsageError
-from service.artifact import write_whole
+from common.files import write_whole
 from service.score import spool
 from service.score.command import main
 from service.score.run import score_file

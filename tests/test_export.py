@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from common.errors import UsageError
+from common.files import write_whole
 from model.bijections import ActNorm, Chain, Squeeze
 from model.data import DataError, Dataset
 from model.export import export, verify
@@ -32,7 +33,6 @@ from service.artifact import (
     save,
     save_artifact,
     within_tolerance,
-    write_whole,
 )
 from service.artifact.file import pack
 from service.catalog import find_artifacts

@@ -231,6 +231,14 @@ def test_a_file_may_be_of_any_spreadsheet(page: Page, url: str) -> None:
         assert {row[6] for row in shown} == {f'r\u00f6w "{i}", new' for i in range(3)}
 
 
+def test_columns_that_are_none_of_the_model_stay_as_they_are(page: Page) -> None:
+    give(page, '"id, of a kind";color;size;count;fixed;copy\n1,5;red;1,5;2;7;1,5\n')
+    expect(page.get_by_role("status").filter(has_text="1 rows scored")).to_be_visible()
+    (row,) = table(page)
+    assert "1,5" in row  # an identity, and no number with a decimal comma
+    assert "id, of a kind" in page.get_by_role("region", name="Scored rows").locator("thead").inner_text()
+
+
 def test_a_row_of_more_cells_than_the_header_is_not_scored_as_another(page: Page) -> None:
     give(page, "color,size,count,fixed,copy\nred,1,5,2,7,1,5\nred,1,2,7,1,,\n")
     expect(page.get_by_role("status").filter(has_text="1 rows scored, 0 flagged, 1 refused")).to_be_visible()

@@ -33,8 +33,9 @@ from benchmarks.serving.servers import CACHE, Running, glow, running
 from benchmarks.serving.wrk import Result, drive, drive_mix, require_wrk
 from benchmarks.timing import Run, interleaved_processes
 from common.cli import Parser, note, run_command
+from common.files import write_whole
 from common.machine import available_cpus, processor
-from service.artifact import golden_rows, open_artifact, write_whole
+from service.artifact import golden_rows, open_artifact
 from service.catalog import warm_catalog
 from service.codecs import json_body
 from service.rows import inputs_from_array, inputs_from_json

@@ -32,7 +32,7 @@ from benchmarks.serving.overload import due_times
 from benchmarks.serving.servers import Running, Server, glow, running
 from benchmarks.serving.wrk import drive, require_wrk
 from common.cli import Parser, note, run_command
-from service.artifact import write_whole
+from common.files import write_whole
 from service.settings import EMBEDDED_ARTIFACTS
 
 VALIDATED = Path(__file__).with_name("validated.json")

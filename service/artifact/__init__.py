@@ -13,7 +13,6 @@ from service.artifact.file import read_artifact as read_artifact
 from service.artifact.file import read_records as read_records
 from service.artifact.file import save_artifact as save_artifact
 from service.artifact.file import version_of as version_of
-from service.artifact.file import write_whole as write_whole
 from service.artifact.golden import ROUND_TRIP_TOLERANCE as ROUND_TRIP_TOLERANCE
 from service.artifact.golden import golden_fault as golden_fault
 from service.artifact.golden import golden_rows as golden_rows

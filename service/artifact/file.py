@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import secrets
 import zipfile
-from collections.abc import Callable, Container
-from contextlib import suppress
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,8 @@ import PIL
 import torch
 from pydantic import ValidationError
 
-from common.errors import UsageError, line_of, naming, unquoted
+from common.errors import UsageError, line_of, unquoted
+from common.files import write_whole
 from service.artifact.golden import golden_fault, golden_rows
 from service.artifact.manifest import Manifest, Operation
 from service.artifact.torchscript import Program, load
@@ -74,23 +72,6 @@ def pack(records: dict[str, bytes], manifest: Manifest | None = None) -> bytes:
         archive.comment = b" " * _COMMENT_BYTES
     body = buffer.getvalue()[:-_COMMENT_BYTES]
     return body + _COMMENT_PREFIX + hashlib.sha256(body).hexdigest().encode()
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside the target, then rename it: the target is whole, or what it was before.
-
-    The file has a name of its own, which nothing reads: several processes may write one target, and the last one wins.
-    """
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
-    try:
-        with naming(path):
-            write(partial)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def save_artifact(path: Path, records: dict[str, bytes], manifest: Manifest) -> None:

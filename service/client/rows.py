@@ -102,8 +102,9 @@ def _are_records(x: object) -> bool:
 def _check_names(what: str, names: Sequence[str], found: Sequence[Any] | Mapping[Any, Any], model: str) -> None:
     missing = [name for name in names if name not in found]
     if missing:
-        listed = ", ".join([*map(repr, missing[:_LISTED]), *(["..."] if len(missing) > _LISTED else [])])
-        raise InvalidRequest(f"{what} lacks column {listed}; model {model} takes {len(names)} columns")
+        raise InvalidRequest(
+            f"{what} lacks column {_list([*map(repr, missing)])}; model {model} takes {len(names)} columns"
+        )
 
 
 def _objects(values: list[Any]) -> Array:
@@ -130,5 +131,5 @@ def _column(values: Array, column: Mapping[str, Any], name: str) -> Array:
     return numbers
 
 
-def _list(categories: list[str]) -> str:
-    return ", ".join([*categories[:_LISTED], *(["..."] if len(categories) > _LISTED else [])])
+def _list(names: list[str]) -> str:
+    return ", ".join([*names[:_LISTED], *(["..."] if len(names) > _LISTED else [])])

@@ -1,14 +1,13 @@
 // The page: which model, with which key, and the view of its kind.
 
 import { askJson, key } from "./api.js";
-import { byId, latest, park, say, showFacts, showValue, stopAll } from "./dom.js";
+import { byId, latest, newSeed, park, say, showFacts, showValue, stopAll } from "./dom.js";
 import * as images from "./images.js";
 import * as tables from "./tables.js";
 
 const picker = byId("model");
 const form = byId("sample-form");
 const views = { image: images, vector: tables };
-const SEEDS = 1e6; // that a person may want to note down
 let model;
 
 const showModel = latest(async (signal, reference) => {
@@ -72,7 +71,7 @@ for (const kind of ["dragover", "drop"]) // else a browser leaves the page for a
 showValue(form.elements.temperature);
 form.addEventListener("submit", (event) => (event.preventDefault(), sample()));
 byId("new-seed").addEventListener("click", () => {
-  form.elements.seed.value = Math.floor(Math.random() * SEEDS);
+  form.elements.seed.value = newSeed();
   sample();
 });
 images.listen();

@@ -27,6 +27,9 @@ export function showFacts(list, facts) {
   list.replaceChildren(...facts.map(([term, text]) => el("div", {}, el("dt", {}, term), el("dd", {}, text))));
 }
 
+/** A seed that a person may want to note down. */
+export const newSeed = () => Math.floor(Math.random() * 1e6);
+
 /** A number as people read it: four significant digits, without the noise of floats. */
 export function number(value) {
   const size = Math.abs(value);

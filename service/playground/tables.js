@@ -3,13 +3,12 @@
 import { askJson } from "./api.js";
 import { bar } from "./charts.js";
 import * as csv from "./csv.js";
-import { Problem, byId, el, goTo, latest, number, onFile, save } from "./dom.js";
+import { Problem, byId, el, goTo, latest, newSeed, number, onFile, save } from "./dom.js";
 import { showResult } from "./results.js";
 
 const CHUNK = 1024; // rows of one request
 const SHOWN_ROWS = 100; // of a scored file
 const LEAST_SPREAD = 3; // nats between contributions that a whole bar is worth
-const RARELY = 1e6; // seeds
 
 let model, examples, nextExample;
 let file = null; // the scored one: what readTable returns
@@ -72,7 +71,7 @@ const scoreRow = latest(async (signal) => {
 }, { delay: 0.15, busy: "row-result" });
 
 const randomRow = latest(async (signal) => {
-  const seed = Math.floor(Math.random() * RARELY);
+  const seed = newSeed();
   const answer = await askJson("sample", { json: { model: model.reference, n: 1, seed }, signal });
   setRow(answer.samples[0].map(asCell));
 });
@@ -148,14 +147,15 @@ const scoreFile = latest(async (signal, chosen) => {
 /** Read a file's text, and find the model's columns in it. Throws Problem. */
 function readTable(name, text) {
   try {
-    const { header, rows } = csv.parse(text);
+    const { header, rows, toNumber } = csv.parse(text);
     const names = model.columns.map((column) => column.name);
     const some = (list) => list.slice(0, 5).join(", ") + (list.length > 5 ? `, and ${list.length - 5} more` : "");
     const missing = names.filter((column) => !header.includes(column));
     if (missing.length) throw new Problem(`columns are missing that the model needs: ${some(missing)}`);
     const twice = names.filter((column) => header.indexOf(column) !== header.lastIndexOf(column));
     if (twice.length) throw new Problem(`columns that the model needs are there twice: ${some(twice)}`);
-    return { name, header, rows, places: names.map((column) => header.indexOf(column)), inputs: [], results: [], rejected: [] };
+    const places = names.map((column) => header.indexOf(column));
+    return { name, header, rows, toNumber, places, inputs: [], results: [], rejected: [] };
   } catch (error) {
     error.message = `${name}: ${error.message}`;
     throw error;
@@ -163,11 +163,11 @@ function readTable(name, text) {
 }
 
 /** Read the rows of a file from `start` to before `end`, and return the places of those that are whole. */
-function readRows({ header, rows, places, inputs, rejected }, start, end) {
+function readRows({ header, rows, toNumber, places, inputs, rejected }, start, end) {
   rows.slice(start, end).forEach((row, i) => {
     try {
       if (row.slice(header.length).some(Boolean)) throw new Problem(`has ${row.length} cells, the header ${header.length}`);
-      inputs[start + i] = model.columns.map((column, j) => readCell(row[places[j]] ?? "", column));
+      inputs[start + i] = model.columns.map((column, j) => readCell(row[places[j]] ?? "", column, toNumber));
     } catch (error) {
       rejected[start + i] = error.message;
     }
@@ -175,9 +175,9 @@ function readRows({ header, rows, places, inputs, rejected }, start, end) {
   return Object.keys(inputs.slice(start, end)).map((i) => start + Number(i));
 }
 
-/** The number that a cell stands for: of a category its code. Throws Error. */
-function readCell(cell, { name, type, categories }) {
-  const value = type === "categorical" && categories.includes(cell) ? categories.indexOf(cell) : Number(cell || NaN);
+/** The number that a cell stands for, read by `toNumber`: of a category its code. Throws Error. */
+function readCell(cell, { name, type, categories }, toNumber) {
+  const value = type === "categorical" && categories.includes(cell) ? categories.indexOf(cell) : cell ? toNumber(cell) : NaN;
   if (type === "categorical" && !(Number.isInteger(value) && value >= 0 && value < categories.length))
     throw new Problem(cell ? `${name}: "${cell}" is none of ${categories.slice(0, 8).join(", ")}` : `${name} is missing`);
   if (!Number.isFinite(value)) throw new Problem(cell ? `${name}: "${cell}" is not a number` : `${name} is missing`);

@@ -15,7 +15,7 @@ import torch
 from common.cli import Progress
 from common.errors import UsageError
 from service.files import RowFile, describe, open_rows
-from service.flows import check_level
+from service.levels import check_level
 from service.machine import peak_bytes
 from service.score.sinks import Sink, check_ids, sink_of
 from service.score.spool import REASON, ROW, Spool

@@ -23,8 +23,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.errors import UsageError, naming
-from service.artifact import write_whole
+from common.errors import UsageError
+from common.files import naming, write_whole
 
 ROW, REASON = "row", "reason"  # columns of the rejected rows that are no ids
 CHECKPOINT_S = 1.0  # of work that a crash costs

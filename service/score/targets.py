@@ -20,7 +20,7 @@ from service.client import GlowClient, GlowError, InvalidRequest, NotFound
 from service.engine import Engine, choose_device
 from service.files import RowFile
 from service.files.row_file import BATCH_ROWS
-from service.flows import default_alpha
+from service.levels import default_alpha
 from service.options import score_names
 from service.score.results import Result, results_of
 from service.scorer import chosen_scores, score_pass, scoring_key, unpack
