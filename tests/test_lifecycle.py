@@ -70,13 +70,13 @@ def status(url: str, path: str) -> int:
 def test_a_signal_lets_balancers_notice_and_loses_no_request(
     models_dir: Path, num_workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GLOW_DRAIN_DELAY_S", "3")
+    monkeypatch.setenv("GLOW_DRAIN_DELAY_S", "6")
     with server("--models", models_dir / f"{TABLE}.pt", "--workers", num_workers) as (url, process):
         wait_for_workers(process.pid) if num_workers == 2 else None
         with load(url) as seen:
             time.sleep(0.3)
             process.send_signal(signal.SIGTERM)
-            eventually(lambda: {status(url, "/readyz") for _ in range(8)}, lambda told: told == {503})  # all workers
+            eventually(lambda: {status(url, "/readyz") for _ in range(8)}, lambda told: told == {503}, 5)  # all workers
             assert (status(url, "/livez"), status(url, "/models")) == (200, 200)
             answer = httpx.post(f"{url}/encode", json=BODY)
             assert (answer.status_code, answer.headers["connection"]) == (200, "close")
