@@ -168,9 +168,9 @@ bench-capacity: $(VENV)/.test
 	$(BIN)/python -m benchmarks.capacity.report
 
 # Changes bijections, batcher, codecs and scores in one place at a time, and tells how many changes the tests notice: about
-# an hour on one core. `make mutants GROUPS=scores` takes one group, JOBS=N so many cores.
+# an hour on one core. `make mutants GROUPS=scores` takes one group, SAMPLE=N so many of each, JOBS=N so many cores.
 mutants: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m reliability.mutants $(GROUPS) --jobs $(or $(JOBS),1)
+	OMP_NUM_THREADS=1 $(BIN)/python -m reliability.mutants $(GROUPS) --jobs $(or $(JOBS),1) $(if $(SAMPLE),--sample $(SAMPLE))
 
 # Faults under load, about 4 minutes, some as root alone; for longer, with other seeds: make chaos MINUTES=60.
 chaos: $(VENV)/.test

@@ -154,10 +154,14 @@ class Ledger:
         self.refused += other.refused
         self.seconds += other.seconds
 
+    def send(self) -> None:
+        """Enter a request that is about to be sent."""
+        with self._lock:
+            self.sent += 1
+
     def note(self, outcome: str, seconds: float = 0.0, fault: str | None = None) -> None:
         """Enter a request that is over: its status, or what became of it instead."""
         with self._lock:
-            self.sent += outcome != "unreached"
             if outcome != "unreached":
                 self.seconds.append(seconds)
             if fault is not None:
@@ -197,6 +201,7 @@ class Caller:
             connection.close()
             self._ledger.note("unreached")
             return False
+        self._ledger.send()
         began = time.monotonic()
         try:
             connection.request("POST", ask.path, ask.body, {**ask.headers, **headers})

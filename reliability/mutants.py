@@ -346,9 +346,11 @@ def main(argv: list[str]) -> None:
                     file.flush()
         os.chdir(ROOT)
     told = figures(mutants, results)
+    before = record.read("mutants")["groups"] if keep is None and (record.FIGURES / "mutants.json").exists() else {}
     figures_of = {
+        "promised": PROMISED,
         "tool": f"cosmic-ray {version('cosmic-ray')}, {len(CONFIG['operators'])} of its operators",
-        "groups": told,
+        "groups": {**before, **told},  # those of other runs too
         "tests_left_out": left_out,
     }
     record.keep("mutants", figures_of, keep)

@@ -157,29 +157,32 @@ class Call(Request):
         Raises TooLarge, QueueFull where other bodies leave no room, UnsupportedMediaType for an unknown encoding, and
         BadRequest for what is not of a known one.
         """
-        limit = self.settings.max_body_bytes
         announced = self.header("content-length")
-        if announced.isdecimal() and int(announced[:20]) > limit:
-            raise TooLarge(f"a body of {announced[:20]} bytes is over the limit of {limit} (GLOW_MAX_BODY_BYTES)")
+        if announced.isdecimal():
+            self._check_size(int(announced[:20]))
         encoding = self.header("content-encoding").strip().lower()
         body = await (self._read_plain() if encoding in ("", "identity") else self._read_inflated(encoding))
-        if len(body) > limit:
-            raise TooLarge(f"the body is over the limit of {limit} bytes (GLOW_MAX_BODY_BYTES)")
         self._has_body = True
         return body
 
     async def _read_plain(self) -> Body:
-        """Read the body, or as much of it as shows that it is too large."""
         body, more = await self._receive_part()
+        self._check_size(len(body))
         self._share.take(len(body))
         if not more:
             return body
         whole = bytearray(body)
-        while more and len(whole) <= self.settings.max_body_bytes:
+        while more:
             part, more = await self._receive_part()
+            self._check_size(len(whole) + len(part))
             self._share.take(len(part))
             whole += part
         return whole
+
+    def _check_size(self, num_bytes: int) -> None:
+        limit = self.settings.max_body_bytes
+        if num_bytes > limit:
+            raise TooLarge(f"a body of {num_bytes} bytes or more is over the limit of {limit} (GLOW_MAX_BODY_BYTES)")
 
     async def _read_inflated(self, encoding: str) -> bytearray:
         if encoding not in compression.ENCODINGS:

@@ -65,6 +65,7 @@ class Protocol(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         """As uvicorn does, but that callers cannot make it write lines of log, nor lose what follows an Upgrade."""
+        rest: bytes | None = None
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -72,7 +73,7 @@ class Protocol(HttpToolsProtocol):
             if self.parser.get_method() == b"CONNECT":
                 self.send_400_response("CONNECT is for proxies")
             else:
-                self._parse_without_upgrade(data[end_of_head:])
+                rest = data[end_of_head:]
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, _TooManyHeaders):
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"there are more than {MAX_HEADERS} headers")
@@ -80,6 +81,8 @@ class Protocol(HttpToolsProtocol):
                 self.transport.abort()
             else:
                 self.send_400_response("Invalid HTTP request received.")
+        if rest is not None:  # not while that exception is handled: it would be the context of those that follow
+            self._parse_without_upgrade(rest)
 
     def _parse_without_upgrade(self, rest: bytes) -> None:
         """Parse a head again without its Upgrade, and what follows: the parser takes a body for another protocol's."""

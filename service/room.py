@@ -7,7 +7,7 @@ import threading
 from service.errors import ClientLeft, QueueFull
 
 
-class Room:
+class BodyRoom:
     """So many bytes, of which each request has a ``Share``; threads may use them."""
 
     def __init__(self, num_bytes: int) -> None:
@@ -19,7 +19,7 @@ class Room:
 class Share:
     """What one request takes of a room, until it is closed."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: BodyRoom) -> None:
         self._room = room
         self._taken = 0
         self._is_closed = False

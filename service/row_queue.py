@@ -2,9 +2,9 @@
 
 A job's place is the number of rows that had left when it came, plus its own number of rows. So jobs of one size leave
 in the order in which they came, and small ones go before large ones; but once as many rows have left as a job has
-itself, none that comes after goes before it. While small jobs come and go, passes are brief: large jobs take what small
-ones leave of one, are sure of half of it, and those that are first in line lead no more than every other pass. So
-neither a thousand small callers nor a huge one keep the other waiting.
+itself, none that comes after goes before it. While small jobs come and go, large ones make no pass longer than a brief
+one: they take what small jobs leave of that, are sure of half of it, and those that are first in line lead no more than
+every other pass. So neither a thousand small callers nor a huge one keep the other waiting.
 """
 
 from __future__ import annotations
@@ -141,15 +141,17 @@ class RowQueue(Generic[JobT]):
     def num_ahead(self, key: Hashable, num_rows: int) -> dict[Hashable, int]:
         """Rows by key that would leave before a job of that key and so many rows, if it came now.
 
-        Before a small one, with which passes are brief, large jobs leave no more rows than small ones do.
+        Before a small one, about: brief passes have of large jobs, wherever in line, no more rows than of small ones.
         """
-        place, small = (self._left + num_rows + 1, 0), self.is_small(key, num_rows)
-        ahead = {}
-        for other, line in self._lines.items():
-            num_small = line.num_small - _rows_from(line.small, place)
-            num_large = line.num_large - _rows_from(line.large, place)
-            ahead[other] = num_small + (min(num_large, num_small) if small else num_large)
-        return ahead
+        place = (self._left + num_rows + 1, 0)
+        small = {other: line.num_small - _rows_from(line.small, place) for other, line in self._lines.items()}
+        if self.is_small(key, num_rows):
+            most = sum(small.values())
+            return {other: num + min(self._lines[other].num_large, most) for other, num in small.items()}
+        return {
+            other: num + self._lines[other].num_large - _rows_from(self._lines[other].large, place)
+            for other, num in small.items()
+        }
 
     def push(self, job: JobT) -> None:
         """Let a job wait."""
@@ -179,7 +181,7 @@ class RowQueue(Generic[JobT]):
         """Take the rows of the next pass, all of one key; nothing where nothing waits.
 
         They are those of the jobs whose places are first. Where it is to be ``brief``, small jobs come first, and large
-        ones take what they leave of a brief pass, but half of one at least.
+        ones add what those leave of a brief pass, but half of one at least.
         """
         if not self._lines:
             return []
@@ -221,5 +223,5 @@ def _place_of(job: Job) -> Place:
 
 
 def _rows_from(jobs: list[JobT], place: Place) -> int:
-    """Rows of the jobs at a place and behind it: few or none, however long the line is."""
+    """Rows of the jobs at a place and behind it: few or none behind those that a new job of their kind would have."""
     return sum(job.left for job in jobs[bisect_left(jobs, place, key=_place_of) :])

@@ -18,7 +18,7 @@ from service.flows import Flows
 from service.levels import check_settings
 from service.metrics import Metrics
 from service.peers import Peers, Workers
-from service.room import Room
+from service.room import BodyRoom
 from service.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Service:
         self.metrics = Metrics()
         self.metrics.service = self
         self.access: Access = read_access(settings.api_keys_file)
-        self.room = Room(settings.max_bodies_bytes)
+        self.room = BodyRoom(settings.max_bodies_bytes)
         self.draining = False
         self._closed = False
         self.engine = Engine(settings)

@@ -27,7 +27,7 @@ def allocate(file: int, num_bytes: int) -> None:
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, num_bytes)
     else:  # of macOS
-        os.ftruncate(file, num_bytes)
+        os.ftruncate(file, max(num_bytes, os.fstat(file).st_size))
 
 
 def shared_record(layout: np.dtype[Any], path: Path | None) -> tuple[AbstractContextManager[object], npt.NDArray[Any]]:

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from starlette.types import Message
 
 from service.errors import ClientLeft
-from service.room import Room, Share
+from service.room import BodyRoom, Share
 from service.row_queue import Array, Arrays
 from tests.wire import IMAGES
 
@@ -105,19 +105,22 @@ async def test_bodies_that_are_many_have_no_more_room_than_there_is_and_give_it_
     room = app.state.service.room
     monkeypatch.setattr(room, "num_bytes", len(ROWS) + 50)
 
-    async def slow_body(pause_s: float) -> AsyncIterator[Message]:
+    refused, never = asyncio.Event(), asyncio.Event()
+
+    async def slow_body(goes_on: asyncio.Event) -> AsyncIterator[Message]:
         yield {"type": "http.request", "body": ROWS[:60], "more_body": True}
-        await asyncio.sleep(pause_s)
+        await goes_on.wait()
         yield {"type": "http.request", "body": ROWS[60:], "more_body": False}
 
-    first = asyncio.create_task(call(app, slow_body(0.2)))
-    await asyncio.sleep(0.05)
-    assert room.taken == 60
+    first = asyncio.create_task(call(app, slow_body(refused)))
+    while room.taken < 60:
+        await asyncio.sleep(0)
     status, answer = await call(app, whole_body())
     assert (status, answer["code"]) == (429, "queue_full")
     assert "GLOW_MAX_BODIES_BYTES" in answer["error"]
+    refused.set()
     assert (await first)[0] == 200
-    assert (await call(app, slow_body(60)))[0] == 504
+    assert (await call(app, slow_body(never)))[0] == 504
     assert room.taken == 0
     packed = gzip.compress(ROWS + b" " * 51)
     answer = await client.post("/log-likelihood", content=packed, headers={"content-encoding": "gzip"})
@@ -127,7 +130,7 @@ async def test_bodies_that_are_many_have_no_more_room_than_there_is_and_give_it_
 
 
 def test_a_request_that_is_over_takes_no_room_though_a_thread_still_inflates_its_body() -> None:
-    room = Room(10)
+    room = BodyRoom(10)
     share = Share(room)
     share.take(4)
     share.close()

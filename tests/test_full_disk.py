@@ -44,7 +44,7 @@ def test_a_checkpoint_that_does_not_fit_is_named_and_leaves_the_one_before(tmp_p
     trainer.train_step()
     size = path.stat().st_size
     for limit in (0, 100, size // 2, size - 100):
-        with pytest.raises(OSError) as caught, files_of_at_most(limit):  # noqa: PT011 (its number is asserted below) (its parts are looked at)
+        with pytest.raises(OSError) as caught, files_of_at_most(limit):  # noqa: PT011 (its number is asserted below)
             save_checkpoint(trainer.checkpoint(), path)
         assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(path))
         assert load_checkpoint(path).step == 0

@@ -248,6 +248,9 @@ def test_headers_and_requests_that_wait_are_few(address: tuple[str, int]) -> Non
     few = request % b"" * MAX_WAITING + request % b"connection: close\r\n"
     assert ask(address, few).count(b" 200 ") == MAX_WAITING + 1
     assert ask(address, request % b"" + few) == b""
+    upgrade = request % b"upgrade: h2c\r\nconnection: upgrade\r\n"
+    assert b" 431 " in ask(address, upgrade + head + b"a:\r\n" * MAX_HEADERS + b"\r\n")
+    assert ask(address, upgrade + few) == b""
     assert works(address)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from benchmarks.arguments import at_least
-from common.cli import Parser, run_command
+from common.cli import DONE, FAILED, WRONG_USE, Parser, run_command
 from reliability.record import keep
 
 SUITE = Path(__file__).parent
@@ -20,7 +20,7 @@ SUITE = Path(__file__).parent
 
 def main(argv: list[str]) -> None:
     """Run the suite with one seed after the other until the time is over; exit code 1 at the first promise broken."""
-    parser = Parser("python -m reliability.chaos", __doc__ or "", codes=(0, 1, 2))
+    parser = Parser("python -m reliability.chaos", __doc__ or "", codes=(DONE, FAILED, WRONG_USE))
     parser.add_argument("--seconds", type=at_least(float, 0), default=0.0, help="after which no other round begins")
     parser.add_argument("--seed", type=at_least(int, 0), help="of the first round (default: a random one)")
     args = parser.parse_args(argv)

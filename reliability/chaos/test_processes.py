@@ -1,4 +1,4 @@
-"""Processes are killed, started again, and scene to end, at random times under load."""
+"""Processes are killed, started again, and told to end, at random times under load."""
 
 from __future__ import annotations
 

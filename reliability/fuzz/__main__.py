@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import re
 import sys
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.cli import Parser, count, did_you_mean, listing, run_command, seconds, tell
+from common.cli import DONE, FAILED, WRONG_USE, Parser, count, did_you_mean, listing, run_command, seconds, tell
 from common.errors import UsageError
 from common.extras import require
 from reliability import record
@@ -63,6 +64,7 @@ def parser() -> Parser:
         "in build/fuzz/TARGET/findings, and read again by the next campaign.",
         examples=["python -m reliability.fuzz", "python -m reliability.fuzz json npy --seconds 600 --add"],
         outcome=Campaign,
+        codes=(DONE, FAILED, WRONG_USE),
     )
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"some of {', '.join(targets())} (default: all)")
     parser.add_argument("--seconds", type=seconds, default=10.0, metavar="S", help="of each target")
@@ -73,13 +75,14 @@ def parser() -> Parser:
 
 
 def main(argv: list[str]) -> None:
-    """Run campaigns, and keep their figures."""
+    """Run campaigns, and keep their figures; exit code 1 where anything was found."""
     require("fuzz", "atheris")
     from reliability.fuzz import campaign
 
     campaign.load()
     logging.disable(logging.WARNING)  # of the readers
     args = parser().parse_args(argv)
+    found = 0
     for name in args.targets or targets():
         if name not in targets():
             raise UsageError(f"no target {name!r}{did_you_mean(name, targets())}")
@@ -90,6 +93,8 @@ def main(argv: list[str]) -> None:
         figures = fuzz(name, args.seconds, args.runs)
         tell(figures, args.json)
         keep(figures, args.add)
+        found += figures.findings
+    raise SystemExit(FAILED if found else DONE)
 
 
 def fuzz(name: str, for_s: float, runs: int | None) -> Campaign:
@@ -104,7 +109,7 @@ def fuzz(name: str, for_s: float, runs: int | None) -> Campaign:
     words = WORK / name / "words"
     escaped = ("\\x" + word.hex(" ").replace(" ", "\\x") for word in targets()[name].words)
     words.write_text("".join(f'"{word}"\n' for word in escaped))
-    options = [f"-max_total_time={round(for_s)}", *([f"-runs={runs}"] if runs else [])]
+    options = [f"-max_total_time={math.ceil(for_s)}", *([f"-runs={runs}"] if runs else [])]
     options += [f"-dict={words}"] if targets()[name].words else []
     told = _libfuzzer(name, options, [corpus, *([CORPUS / name] if kept(name) else [])])
     inputs = int(_figure(told, r"stat::number_of_executed_units: +(\d+)"))

@@ -70,6 +70,8 @@ def beside(
         if huge is not None:
             body = folder / f"huge.{huge.media}"
             body.write_bytes(encoded(rows_of(MOST_ROWS), huge.media))
-            load = SETTLED_S + seconds
-            threads.submit(drive, url, body, MEDIA_TYPES[huge.media], huge.connections, load, KEY)
-        return uvloop.run(_ask(url, encoded(rows_of(1), "json"), MEDIA_TYPES["json"], rate, seconds, seed))
+            load = threads.submit(drive, url, body, MEDIA_TYPES[huge.media], huge.connections, SETTLED_S + seconds, KEY)
+        outcomes = uvloop.run(_ask(url, encoded(rows_of(1), "json"), MEDIA_TYPES["json"], rate, seconds, seed))
+        if huge is not None:
+            load.result()  # raises where nobody asked
+        return outcomes

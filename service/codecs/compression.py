@@ -59,10 +59,10 @@ class Inflater:
             inflated = self._stream.decompress(data, size)
         except zlib.error as error:
             raise BadRequest(f"the body is not a {self._encoding} stream") from error
+        if len(self._body) + len(inflated) > self._limit:
+            raise TooLarge(f"the body inflates to more than the limit of {self._limit} bytes (GLOW_MAX_BODY_BYTES)")
         self._grow(len(inflated))
         self._body += inflated
-        if len(self._body) > self._limit:
-            raise TooLarge(f"the body inflates to more than the limit of {self._limit} bytes (GLOW_MAX_BODY_BYTES)")
         return len(inflated)
 
 
