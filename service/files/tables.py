@@ -77,6 +77,8 @@ def _spans(file: Path, start: int, metadata: parquet.FileMetaData, size: int) ->
     size *= SPAN_BATCHES
     first = rows = 0
     groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    if sum(groups) != metadata.num_rows:
+        raise FileError(f"{file}: its row groups have {sum(groups)} rows, but it announces {metadata.num_rows}")
     for group, num_rows in enumerate([*groups, size]):  # which has no room beside any row
         if rows and rows + num_rows > size:
             for skipped in range(0, rows, size):
