@@ -160,7 +160,7 @@ async def test_a_wait_is_foretold_by_the_pace_of_keys_that_cost_alike(engine: En
     assert refused.value.retry_after_s == 3  # whole seconds
     for patience_s in (3.0, 0.0, -1.0):  # exactly as long; no limit
         tasks.append(await later(batcher, "a", 1 if patience_s > 0 else 2, patience_s=patience_s))
-    tasks.append(await later(batcher, "a", 1, patience_s=0.25))  # which the rows in front of it allow
+    tasks.append(await later(batcher, "a", 1, patience_s=0.5))  # for a row in front of it, and one of a large request
     engine.free.set()
     await asyncio.gather(held, *tasks)
 
