@@ -49,6 +49,7 @@ def trickle(address: Address, ask: Ask, pause_s: float, ledger: Ledger) -> None:
     """Send a request in a few bits, with pauses."""
     sent, answer, began = ask.head(connection="close") + ask.body, b"", time.monotonic()
     size = max(1, len(sent) // 10)
+    ledger.send()
     try:
         with socket.create_connection(address, timeout=20) as connection:
             with suppress(ConnectionError):  # it may have its answer already

@@ -69,6 +69,6 @@ def test_a_clock_that_jumps_moves_no_deadline_no_quota_and_no_figure(scene: Scen
     asked = [line for line in lines if line["route"] and "total" in line["seconds"]]
     assert len(asked) > 300
     assert all(0 <= second < 10 for line in asked for second in line["seconds"].values())
-    assert len({line["time"][:10] for line in asked}) > 1  # it did jump
+    assert len({line["time"][:13] for line in asked}) > 1  # it did jump, an hour at least
     # No traceback would be asked too much: libfaketime itself now and then makes a sleep fail.
     assert not re.search(" (WARNING|ERROR|CRITICAL) ", log.read_text())

@@ -61,6 +61,7 @@ def test_whoever_retries_gets_the_right_answers_across_a_killed_server(scene: Sc
         ) as client:
             while not ended.is_set():
                 which = own.sample(range(len(scene.table.rows)), own.randint(1, 20))
+                scene.ledger.send()
                 try:
                     scores = client.log_likelihood(scene.table.rows[which])
                 except BaseException as error:
