@@ -204,42 +204,33 @@ async def test_work_beside_is_done_to_its_end_and_its_error_is_the_callers(
     assert len((await batcher.submit("a", rows(2))).outputs[0]) == 2
 
 
+async def calls_before_steps(engine: Engine, batcher: Batcher[str], keys: str, num: int, seconds: float) -> list[int]:
+    """Calls by the time of each of so many steps of other work, while four rows of each key wait."""
+    held = await hold(engine, batcher)
+    waiting = [await later(batcher, key, 4) for key in keys]
+    calls: list[int] = []
+
+    def steps() -> Iterator[None]:
+        for _ in range(num):
+            calls.append(len(engine.calls))
+            engine.now += seconds
+            yield
+
+    beside = asyncio.create_task(batcher.run_beside(steps()))
+    await asyncio.sleep(0)
+    engine.free.set()
+    await asyncio.gather(held, *waiting, beside)
+    return calls
+
+
 async def test_work_beside_takes_half_of_the_time_while_rows_wait(engine: Engine, batcher: Batcher[str]) -> None:
     """A step of one second is followed by a second of calls, four rows; while nothing waits, by the next step."""
-    held = await hold(engine, batcher)
-    waiting = [await later(batcher, "a", 4), await later(batcher, "b", 4), await later(batcher, "c", 4)]
-    order: list[str] = []
-
-    def steps() -> Iterator[None]:
-        for _ in range(5):
-            order.append(f"step after {len(engine.calls)}")
-            engine.now += 1
-            yield
-
-    beside = asyncio.create_task(batcher.run_beside(steps()))
-    await asyncio.sleep(0)
-    engine.free.set()
-    await asyncio.gather(held, *waiting, beside)
-    assert order == [f"step after {num}" for num in (1, 2, 3, 4, 4)]
+    assert await calls_before_steps(engine, batcher, "abc", num=5, seconds=1) == [1, 2, 3, 4, 4]
 
 
-async def test_short_steps_of_work_beside_leave_short_turns(engine: Engine, batcher: Batcher[str]) -> None:
+async def test_longer_steps_of_work_beside_leave_longer_turns(engine: Engine, batcher: Batcher[str]) -> None:
     """A step as long as two calls is followed by two of them."""
-    held = await hold(engine, batcher)
-    waiting = [await later(batcher, key, 4) for key in "abcde"]
-    order: list[int] = []
-
-    def steps() -> Iterator[None]:
-        for _ in range(3):
-            order.append(len(engine.calls))
-            engine.now += 2
-            yield
-
-    beside = asyncio.create_task(batcher.run_beside(steps()))
-    await asyncio.sleep(0)
-    engine.free.set()
-    await asyncio.gather(held, *waiting, beside)
-    assert order == [1, 3, 5]
+    assert await calls_before_steps(engine, batcher, "abcde", num=3, seconds=2) == [1, 3, 5]
 
 
 async def test_a_stopping_service_takes_no_more_work_beside_and_ends_what_it_has(engine: Engine) -> None:
